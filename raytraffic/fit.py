@@ -1,0 +1,95 @@
+"""One optimisation step, its learning rate, and the moving average of the weights; any loop, with or without Ray, uses these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raytraffic.types import TrafficBatch
+
+__all__ = ["Ema", "Optimisation", "learning_rate", "optimiser", "step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW with linear warm-up, then cosine decay to `final` times the peak; gradients are clipped to norm `clip`."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 100
+    steps: int = 3000
+    final: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup < 0:
+            raise ValueError(f"optimisation: steps {self.steps}, warmup {self.warmup}, expected steps >= 1 and warmup >= 0")
+        if not (self.learning_rate > 0 and 0 <= self.ema < 1):
+            raise ValueError(f"optimisation: learning_rate {self.learning_rate}, ema {self.ema}, expected > 0 and 0 <= ema < 1")
+
+
+def learning_rate(done: int, settings: Optimisation) -> float:
+    """The learning rate of the step after `done` steps."""
+    if done < settings.warmup:
+        return settings.learning_rate * (done + 1) / settings.warmup
+    progress = (done - settings.warmup) / max(1, settings.steps - settings.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return settings.learning_rate * (settings.final + (1 - settings.final) * cosine)
+
+
+def optimiser(model: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; only matrices decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def step(
+    model: nn.Module,
+    batch: TrafficBatch,
+    seeds: Tensor,
+    adam: torch.optim.Optimizer,
+    done: int,
+    settings: Optimisation,
+    mixed_precision: bool = False,
+) -> dict[str, float]:
+    """Takes step number `done` and returns its figures; `model` may be wrapped by DDP or FSDP. bf16 with `mixed_precision`.
+
+    Raises FloatingPointError when the loss is not finite: continuing would only destroy the weights.
+    """
+    rate = learning_rate(done, settings)
+    for group in adam.param_groups:
+        group["lr"] = rate
+    with torch.autocast(batch.traffic.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+        losses = model(batch, seeds)
+    losses["loss"].backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"step {done}: gradient norm {float(norm)}, expected a finite one; lower the learning rate")
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return {name: float(value.detach()) for name, value in losses.items()} | {"learning_rate": rate, "gradient_norm": float(norm)}
+
+
+class Ema:
+    """The exponential moving average of a model's parameters, warmed up: decay at step n is min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: value.detach().clone() for name, value in parameters}
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[tuple[str, Tensor]], done: int) -> None:
+        """Moves the average towards the parameters after `done` steps."""
+        decay = min(self.decay, (1 + done) / (10 + done))
+        for name, value in parameters:
+            self.weights[name].lerp_(value.detach(), 1 - decay)

@@ -1,0 +1,123 @@
+"""Forecaster: the one object that is trained, saved, loaded and served.
+
+    visible batch -> scale -> embed -> condition -> diffuse (training) or sample (forecasting) -> physical units
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raytraffic.diffusion.process import Prediction, Process, Weighting
+from raytraffic.diffusion.samplers import Sampler
+from raytraffic.diffusion.schedule import Schedule
+from raytraffic.randomness import derive, normal, uniform
+from raytraffic.scaling import Scaling
+from raytraffic.types import Condition, Forecast, TrafficBatch
+
+__all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig"]
+
+_LEVEL_STREAM, _NOISE_STREAM = 16, 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecasterConfig:
+    """What every model shares: scaling, noise schedule, prediction target, loss weighting and the default sampler."""
+
+    scaling: Scaling = field(default_factory=Scaling)
+    schedule: Literal["linear", "cosine"] = "cosine"
+    steps: int = 1000
+    prediction: Prediction = "v"
+    weighting: Weighting = "uniform"
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def process(self) -> Process:
+        """The diffusion process of this configuration."""
+        return Process(Schedule(self.schedule, self.steps), self.prediction, self.weighting)
+
+
+class EmbeddingConditioner(Protocol):
+    """A conditioner with its first stage: `embed` turns raw static context of a site into `env` once."""
+
+    def embed(self, batch: TrafficBatch) -> TrafficBatch: ...
+
+
+class Forecaster(nn.Module):
+    """A conditioner and a denoiser around one diffusion process; all traffic in and out is in physical units."""
+
+    def __init__(self, conditioner: nn.Module, denoiser: nn.Module, config: ForecasterConfig) -> None:
+        super().__init__()
+        self.conditioner = conditioner
+        self.denoiser = denoiser
+        self.config = config
+        self.scaling = config.scaling
+        self.process = config.process()
+
+    def forward(self, batch: TrafficBatch, seeds: Tensor) -> dict[str, Tensor]:
+        """Losses of one optimisation step; all randomness of window i hangs on `seeds[i]` (b,) int64.
+
+        `loss` is the mean over windows of the weighted squared error over a window's scored entries: hidden, measured, not
+        of a dead cell (UoMo Eq. 7). A window without any counts as zero, so the mean is the same however a batch is sharded.
+        """
+        scale = self.scaling.fit(batch)
+        condition = self.condition(batch)
+        scored = batch.hidden & ~scale.dead
+        k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
+        x = torch.where(scored, scale.apply(batch.traffic), torch.zeros_like(batch.traffic))
+        eps = normal(seeds, _NOISE_STREAM, tuple(batch.shape[1:]))
+        prediction = self.denoiser(self.process.noised(x, eps, k), self.process.schedule.level(k), condition)
+        square = (prediction.float() - self.process.target(x, eps, k)) ** 2 * scored
+        each = square.sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp(min=1)
+        return {"loss": (self.process.weight(k) * each).mean(), "error": each.detach().mean()}
+
+    def embed(self, batch: TrafficBatch) -> TrafficBatch:
+        """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""
+        return self.conditioner.embed(batch)
+
+    def condition(self, batch: TrafficBatch) -> Condition:
+        """Stage 2: what the denoiser is told, from visible entries only; embeds first where stage 1 was not run."""
+        visible = self.embed(batch.visible())
+        return self.conditioner(visible, self.scaling.fit(batch))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        batch: TrafficBatch,
+        condition: Condition,
+        sampler: Sampler,
+        draws: int,
+        seed: int,
+        stop: Callable[[], bool] | None = None,
+    ) -> Forecast:
+        """Stage 3: `draws` draws (b, n, c, t, s); draw j of window i is a function of (seed, key of i, j) alone.
+
+        `stop` is asked between sampler steps; when it answers True the draw ends with InterruptedError.
+        """
+        if draws < 1:
+            raise ValueError(f"draws: {draws}, expected at least 1")
+        b, c, t, s = batch.shape
+        scale = self.scaling.fit(batch).repeat(draws)
+        repeated = condition.repeat(draws)
+        index = torch.arange(draws, device=batch.key.device).repeat(b)
+        seeds = derive(batch.key.repeat_interleave(draws), seed, index)
+
+        def estimate(x: Tensor, k: int) -> Tensor:
+            if stop is not None and stop():
+                raise InterruptedError("the forecast was stopped between sampler steps")
+            levels = torch.full((b * draws,), k, device=x.device)
+            prediction = self.denoiser(x, self.process.schedule.level(levels), repeated).float()
+            return self.process.to_sample(prediction, x, levels)
+
+        z = sampler.run(estimate, lambda i: normal(seeds, _NOISE_STREAM + i, (c, t, s)), self.process.schedule)
+        traffic = scale.invert(z).unflatten(0, (b, draws))
+        return Forecast(draws=torch.where(batch.known[:, None], batch.traffic[:, None], traffic), known=batch.known)
+
+    @torch.no_grad()
+    def forecast(self, batch: TrafficBatch, sampler: Sampler | None = None, draws: int = 20, seed: int = 0) -> Forecast:
+        """All three stages: the predictive distribution of a batch's hidden entries."""
+        embedded = self.embed(batch)
+        return self.draw(embedded, self.condition(embedded), sampler or self.config.sampler, draws, seed)

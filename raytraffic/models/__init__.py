@@ -1,0 +1,1 @@
+"""The published systems: one folder a paper, siblings that do not import each other."""

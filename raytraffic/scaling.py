@@ -1,0 +1,111 @@
+r"""Scaling: from physical units to what is diffused, invertible, made from a window's known entries only.
+
+known    level = a cell's own mean over its known entries (adjusted by the city profile where there is one), asinh, residual
+         to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow the mean
+         level of their tile's live cells. An untrained network with zero output therefore samples prior + noise.
+global   the papers' scale: x clipped to the city's upper reference q, then [0, q] -> [-1, 1]; no prior, no spread.
+
+Evidence for `known`: one global scale loses to "same slot yesterday" at small budgets (docs/results.md, ablations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raytraffic.diffusion.priors import same_slot
+from raytraffic.types import Scale, TrafficBatch
+
+__all__ = ["Scaling"]
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a Forecaster scales: `kind`, the `prior` whose residual is diffused, and the spread's prior value and weight.
+
+    A cell is dead when it has at least `dead_after` known entries and all of them are zero.
+    """
+
+    kind: Literal["known", "global"] = "known"
+    prior: Literal["none", "seasonal"] = "seasonal"
+    spread: float = 0.3
+    spread_weight: float = 8.0
+    dead_after: int = 8
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("known", "global"):
+            raise ValueError(f"scaling.kind: {self.kind!r}, expected 'known' or 'global'")
+        if self.prior not in ("none", "seasonal"):
+            raise ValueError(f"scaling.prior: {self.prior!r}, expected 'none' or 'seasonal'")
+        if self.kind == "global" and self.prior != "none":
+            raise ValueError("scaling.prior: 'seasonal' with scaling.kind 'global', expected 'none' (the global scale has no level)")
+
+    def fit(self, batch: TrafficBatch) -> Scale:
+        """The scale of a batch, from `batch.visible()`; ValueError if the global scale has no `reference` to scale by."""
+        batch = batch.visible()
+        return self._global(batch) if self.kind == "global" else self._known(batch)
+
+    def _global(self, batch: TrafficBatch) -> Scale:
+        if "reference" not in batch.context:
+            raise ValueError("context: no 'reference', expected the city's upper reference level for scaling.kind 'global'")
+        q = _finite(batch.context["reference"], 1.0).clamp(min=_EPS)[:, :, None, None]
+        cells = torch.ones_like(batch.traffic[:, :, :1])
+        return Scale(
+            level=cells * q / 2,
+            prior=torch.ones_like(batch.traffic),
+            spread=cells,
+            ceiling=q,
+            dead=torch.zeros_like(cells, dtype=torch.bool),
+            asinh=False,
+        )
+
+    def _known(self, batch: TrafficBatch) -> Scale:
+        known, traffic = batch.known, batch.traffic
+        profile = _profile(batch)[:, None, :, None]
+        count = known.sum(2, keepdim=True)
+        total = traffic.sum(2, keepdim=True)
+        dead = (count >= self.dead_after) & (total == 0)
+        own = total / (known * profile).sum(2, keepdim=True).clamp(min=_EPS)
+        live = total > 0
+        borrowed = (own * live).sum(3, keepdim=True) / live.sum(3, keepdim=True).clamp(min=1)
+        fallback = _finite(batch.context["reference"], 1.0)[:, :, None, None] * 0.05 if "reference" in batch.context else 1.0
+        borrowed = torch.where(borrowed > 0, borrowed, torch.ones_like(borrowed) * fallback)
+        level = torch.where(live, own, borrowed.expand_as(own)).clamp(min=_EPS)
+
+        prior = self._prior(batch, profile, level)
+        residual = torch.where(known, torch.asinh(traffic / level) - prior, torch.zeros_like(traffic))
+        square = (residual**2).sum(2, keepdim=True) + self.spread_weight * self.spread**2
+        spread = torch.where(live, (square / (count + self.spread_weight)).sqrt(), torch.ones_like(level))
+        return Scale(level=level, prior=prior, spread=spread, ceiling=_ceiling(batch, level), dead=dead, asinh=True)
+
+    def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
+        if self.prior == "none":
+            return torch.zeros_like(batch.traffic)
+        flat = torch.asinh(profile).expand_as(batch.traffic)
+        if "profile" in batch.context:
+            return flat
+        earlier, found = same_slot(batch)
+        return torch.where(found, torch.asinh(earlier / level), flat)
+
+
+def _profile(batch: TrafficBatch) -> Tensor:
+    """(b, t): the city profile, 1 where there is none."""
+    ones = torch.ones(batch.traffic.shape[0], batch.traffic.shape[2], device=batch.traffic.device)
+    return _finite(batch.context["profile"], 1.0).clamp(min=0.02) if "profile" in batch.context else ones
+
+
+def _ceiling(batch: TrafficBatch, level: Tensor) -> Tensor:
+    """(b, c, 1, 1): five times the largest known entry or borrowed level, and never under 1.5 times the city's reference."""
+    ceiling = 5 * torch.maximum(batch.traffic.amax(dim=(2, 3), keepdim=True), level.amax(dim=3, keepdim=True))
+    if "reference" in batch.context:
+        ceiling = torch.maximum(ceiling, 1.5 * _finite(batch.context["reference"], 0.0)[:, :, None, None])
+    return ceiling
+
+
+def _finite(value: Tensor, otherwise: float) -> Tensor:
+    return torch.nan_to_num(value, nan=otherwise)

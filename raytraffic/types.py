@@ -1,0 +1,241 @@
+"""The data every part of raytraffic speaks: a batch of traffic windows, its condition, a forecast.
+
+Axis legend, used in every docstring of the project::
+
+    b  window          c  channel (service)   t  time slot         s  space (cell, station or user)
+    n  draw            k  POI category        d  feature           l  token
+
+A grid is `s = h * w` in row-major order with `Space.grid == (h, w)`. Traffic is always in physical units;
+scaling happens inside the Forecaster. `NaN` means "never measured": such entries are never known and never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["CONTEXTS", "Condition", "Conditioner", "Denoiser", "Forecast", "Scale", "Space", "TrafficBatch"]
+
+#: The context names a batch may carry, with their axes. A model declares which of them it looks at.
+CONTEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "users": "b t s",  # active users; visible only where traffic is known
+        "poi": "b k s",  # points of interest, counts
+        "env": "b t|1 s d",  # environment embedding of a site (images, text)
+        "profile": "b t",  # the city's mean weekly shape at these slots (mean 1), measured on training data
+        "reference": "b c",  # the city's upper reference level in traffic units, measured on training data
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Where the `s` entries of a batch lie: `xy` (b, s, 2) in metres, and a grid shape or directed edges (2, e) between them."""
+
+    xy: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    edges: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Space:
+        """The same space on another device."""
+        return Space(
+            xy=None if self.xy is None else self.xy.to(device),
+            grid=self.grid,
+            edges=None if self.edges is None else self.edges.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrafficBatch:
+    """A batch of traffic windows of which some entries are known (DESIGN: a forecast is a mask).
+
+    Shapes: `traffic` (b, c, t, s) in physical units with NaN where nothing was measured; `known` the same shape,
+    True where the model may look; `clock` (b, t, 2) = slot of day, day of week (0 = Monday); `step_minutes` (b,);
+    `key` (b,) int64, the counter-based identity of (series id, issue time) that all randomness of a window hangs on.
+
+    Raises ValueError when shapes disagree, when a known entry is not finite or negative, or when a context is unknown.
+    """
+
+    traffic: Tensor
+    known: Tensor
+    clock: Tensor
+    step_minutes: Tensor
+    key: Tensor
+    space: Space = field(default_factory=Space)
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.traffic.ndim != 4:
+            raise ValueError(f"traffic: shape {tuple(self.traffic.shape)}, expected (b, c, t, s)")
+        b, _, t, s = self.traffic.shape
+        expected = {"known": self.traffic.shape, "clock": (b, t, 2), "step_minutes": (b,), "key": (b,)}
+        for name, shape in expected.items():
+            got = tuple(getattr(self, name).shape)
+            if got != tuple(shape):
+                raise ValueError(f"{name}: shape {got}, expected {tuple(shape)}")
+        if self.known.dtype != torch.bool:
+            raise ValueError(f"known: dtype {self.known.dtype}, expected torch.bool")
+        if self.space.grid is not None and self.space.grid[0] * self.space.grid[1] != s:
+            raise ValueError(f"space.grid: {self.space.grid} has {self.space.grid[0] * self.space.grid[1]} cells, expected {s}")
+        unknown = sorted(set(self.context) - set(CONTEXTS))
+        if unknown:
+            raise ValueError(f"context: unknown names {unknown}, expected some of {sorted(CONTEXTS)}")
+
+    def check_values(self) -> TrafficBatch:
+        """This batch, after reading every value once (ValueError if a known entry is not finite or is negative)."""
+        bad = self.known & ~(torch.isfinite(self.traffic) & (self.traffic >= 0))
+        if bool(bad.any()):
+            where = tuple(int(i) for i in bad.nonzero()[0])
+            raise ValueError(f"traffic{list(where)}: {float(self.traffic[where])}, expected a finite value >= 0 where known")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(b, c, t, s)."""
+        b, c, t, s = self.traffic.shape
+        return b, c, t, s
+
+    @property
+    def measured(self) -> Tensor:
+        """(b, c, t, s) bool: True where a true value exists."""
+        return torch.isfinite(self.traffic)
+
+    @property
+    def hidden(self) -> Tensor:
+        """(b, c, t, s) bool: True where the model must answer and the truth is there to score it."""
+        return ~self.known & self.measured
+
+    def visible(self) -> TrafficBatch:
+        """The batch as a conditioner may see it: hidden traffic and hidden users are zero, so nothing can leak."""
+        context = dict(self.context)
+        if "users" in context:
+            anywhere_known = self.known.any(dim=1)
+            context["users"] = torch.where(anywhere_known, context["users"], torch.zeros_like(context["users"]))
+        return replace(self, traffic=torch.where(self.known, self.traffic, torch.zeros_like(self.traffic)), context=context)
+
+    def to(self, device: torch.device | str) -> TrafficBatch:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor | Space):
+                moved[name] = value.to(device)
+        moved["context"] = {name: value.to(device) for name, value in self.context.items()}
+        return TrafficBatch(**moved)
+
+    def select(self, index: Tensor | slice) -> TrafficBatch:
+        """Some windows of the batch, in the order of `index`."""
+        space = replace(self.space, xy=None if self.space.xy is None else self.space.xy[index])
+        return TrafficBatch(
+            traffic=self.traffic[index],
+            known=self.known[index],
+            clock=self.clock[index],
+            step_minutes=self.step_minutes[index],
+            key=self.key[index],
+            space=space,
+            context={name: value[index] for name, value in self.context.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How the traffic of a batch is scaled, made from known entries only; what is diffused is z of shape (b, c, t, s):
+
+        z = (f(x / level) - prior) / spread,   f = asinh or the identity
+
+    `level` and `spread` (b, c, 1, s) are positive, `prior` (b, c, t, s); `ceiling` (b, c, 1, 1) bounds what comes back.
+    Where `dead` (b, c, 1, s) every known entry is zero: the answer is exactly 0 and nothing is learned.
+    """
+
+    level: Tensor
+    prior: Tensor
+    spread: Tensor
+    ceiling: Tensor
+    dead: Tensor
+    asinh: bool
+
+    def apply(self, traffic: Tensor) -> Tensor:
+        """z of traffic in physical units; 0 where the traffic is NaN."""
+        ratio = traffic / self.level
+        z = ((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread
+        return torch.nan_to_num(z, nan=0.0)
+
+    def invert(self, z: Tensor) -> Tensor:
+        """Traffic in physical units, in [0, ceiling], 0 where dead; exactly undoes `apply` within that range."""
+        ratio = z * self.spread + self.prior
+        traffic = (torch.sinh(ratio.clamp(max=60.0)) if self.asinh else ratio) * self.level
+        return torch.where(self.dead, torch.zeros_like(traffic), torch.minimum(traffic.clamp(min=0.0), self.ceiling))
+
+    def repeat(self, draws: int) -> Scale:
+        """The scale of `draws` draws of every window, draws of one window side by side."""
+        tensors = {name: getattr(self, name).repeat_interleave(draws, dim=0) for name in ("level", "prior", "spread", "ceiling", "dead")}
+        return Scale(**tensors, asinh=self.asinh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a denoiser is told, routed by how it enters the network and not by where it came from.
+
+    `vector` (b, d) enters through adaLN or FiLM; `tokens` (b, l, d) are added to the denoiser's own tokens where they
+    are aligned with them, or attended to; `field` (b, d, t, s) are input channels. `known` (b, c, t, s) is the mask.
+    """
+
+    known: Tensor
+    space: Space
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    field: Tensor | None = None
+
+    def repeat(self, draws: int) -> Condition:
+        """The condition of `draws` draws of every window, (b * n, ...), draws of one window side by side."""
+
+        def spread(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.repeat_interleave(draws, dim=0)
+
+        return Condition(
+            known=self.known.repeat_interleave(draws, dim=0),
+            space=replace(self.space, xy=spread(self.space.xy)),
+            vector=spread(self.vector),
+            tokens=spread(self.tokens),
+            field=spread(self.field),
+        )
+
+
+class Conditioner(Protocol):
+    """Turns what may be seen of a batch (`batch.visible()`, with its scale) into a Condition; once per forecast, not per step."""
+
+    def __call__(self, batch: TrafficBatch, scale: Scale) -> Condition: ...
+
+
+class Denoiser(Protocol):
+    """Predicts the process's target from noisy `x` (b, c, t, s) at noise level (b,) in (0, 1]; returns (b, c, t, s)."""
+
+    def __call__(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Draws from the predictive distribution: `draws` (b, n, c, t, s) in traffic units, equal to the traffic where `known`."""
+
+    draws: Tensor
+    known: Tensor
+
+    def mean(self) -> Tensor:
+        """(b, c, t, s): the mean over draws, the forecast that minimises RMSE."""
+        return self.draws.mean(dim=1)
+
+    def median(self) -> Tensor:
+        """(b, c, t, s): the median over draws, the forecast that minimises MAE."""
+        return self.quantile([0.5])[:, 0]
+
+    def quantile(self, levels: list[float]) -> Tensor:
+        """(b, q, c, t, s): quantiles over draws, linear interpolation; ValueError unless every level lies in [0, 1]."""
+        bad = [level for level in levels if not 0.0 <= level <= 1.0]
+        if bad:
+            raise ValueError(f"levels: {bad}, expected values in [0, 1]")
+        at = torch.tensor(levels, dtype=self.draws.dtype, device=self.draws.device)
+        return torch.quantile(self.draws, at, dim=1).transpose(0, 1)

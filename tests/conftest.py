@@ -1,0 +1,19 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository (or RAYTRAFFIC_DATA); the test skips where it is absent."""
+    folder = Path(os.environ.get("RAYTRAFFIC_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data is not here ({folder.name} not found; set RAYTRAFFIC_DATA to its folder)")
+    return folder

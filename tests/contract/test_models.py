@@ -1,0 +1,178 @@
+"""What every model must pass, on its `tiny` preset (DESIGN: "What every model must pass")."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from raytraffic import registry
+from raytraffic.diffusion.samplers import Sampler
+from raytraffic.fit import Optimisation, optimiser, step
+from raytraffic.forecaster import Forecaster
+from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, Task, mask, mixture
+from raytraffic.nn.transformer import AdaLNBlock, AdaLNOutput
+from raytraffic.types import TrafficBatch
+from tests.batches import ABSENT, DEAD, seasonal_batch
+
+SAMPLER = Sampler("dpm++", 4)
+TASKS = [SHORT, LONG, GENERATION, RANDOM]
+
+
+def fresh(name: str) -> Forecaster:
+    torch.manual_seed(0)
+    return registry.build(name, "tiny").eval()
+
+
+@pytest.fixture(params=sorted(registry.MODELS))
+def built(request: pytest.FixtureRequest) -> Forecaster:
+    """A model as constructed."""
+    return fresh(request.param)
+
+
+@pytest.fixture
+def model(built: Forecaster) -> Forecaster:
+    """The model with every parameter moved off its initial value, so that nothing is hidden behind a zero output."""
+    with torch.no_grad():
+        for i, parameter in enumerate(built.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    return built
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_shapes_dtypes_and_finite_gradients(built: Forecaster, task: Task) -> None:
+    batch = mask(seasonal_batch(), task)
+    losses = built(batch, torch.arange(4))
+    assert losses["loss"].shape == () and losses["loss"].dtype == torch.float32
+    forecast = built.forecast(batch, SAMPLER, draws=3)
+    assert forecast.draws.shape == (4, 3, *batch.shape[1:]) and forecast.draws.dtype == torch.float32
+
+
+def test_every_parameter_gets_a_finite_gradient(model: Forecaster) -> None:
+    batch = mixture(seasonal_batch(12), TASKS, [1.0] * 4)
+    model(batch, torch.arange(12))["loss"].backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all()) or not bool(p.grad.any())]
+    assert dead == []
+
+
+def test_adaln_and_output_are_zero_at_construction(built: Forecaster) -> None:
+    layers: list[nn.Linear] = []
+    for module in built.modules():
+        layers += [module.adaln] if isinstance(module, AdaLNBlock) else []
+        layers += [module.adaln, module.out] if isinstance(module, AdaLNOutput) else []
+    assert layers, "no adaLN layers found"
+    assert all(not bool(layer.weight.any()) and not bool(layer.bias.any()) for layer in layers)
+
+
+def test_untrained_forecast_is_prior_plus_noise(built: Forecaster) -> None:
+    batch = mask(seasonal_batch(), SHORT)
+    scale = built.scaling.fit(batch)
+    z = scale.apply(built.forecast(batch, Sampler("dpm++", 10), draws=64).draws.median(dim=1).values)
+    live = batch.hidden & ~scale.dead
+    assert float(z[live].abs().mean()) < 0.3
+    assert float(z[live].abs().max()) < 1.5
+
+
+def test_known_entries_come_back_bit_for_bit(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(), RANDOM)
+    draws = model.forecast(batch, SAMPLER, draws=3).draws
+    known = batch.known[:, None].expand_as(draws)
+    assert torch.equal(draws[known], batch.traffic[:, None].expand_as(draws)[known])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_hidden_values_cannot_leak(model: Forecaster, task: Task) -> None:
+    batch = mask(seasonal_batch(), task)
+    other = torch.where(batch.known, batch.traffic, batch.traffic * 3 + 100)
+    users = torch.where(batch.known.any(dim=1), batch.context["users"], torch.full_like(batch.context["users"], 1e6))
+    changed = replace(batch, traffic=other, context={**batch.context, "users": users})
+    ours, theirs = (model.forecast(b, SAMPLER, draws=2).draws for b in (batch, changed))
+    measured = batch.measured[:, None].expand_as(ours)
+    assert torch.equal(ours[measured], theirs[measured])
+
+
+def test_dead_cells_are_exactly_zero_and_unlearned(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(), SHORT)
+    draws = model.forecast(batch, SAMPLER, draws=2).draws
+    assert not bool(draws[:, :, :, -16:, DEAD].any())
+    louder = batch.traffic.clone()
+    louder[:, :, -16:, DEAD] = 1e6
+    seeds = torch.arange(4)
+    assert torch.equal(model(batch, seeds)["loss"], model(replace(batch, traffic=louder), seeds)["loss"])
+
+
+def test_absent_cells_are_never_known_or_scored(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(), LONG)
+    assert not bool(batch.known[..., ABSENT].any()) and not bool(batch.hidden[..., ABSENT].any())
+    draws = model.forecast(batch, SAMPLER, draws=2).draws
+    assert bool(torch.isfinite(draws[..., [i for i in range(16) if i != ABSENT]]).all())
+
+
+@pytest.mark.parametrize("name", ["users", "poi", "env", "reference"])
+def test_declared_contexts_matter_and_undeclared_do_not(model: Forecaster, name: str) -> None:
+    batch = mask(seasonal_batch(), SHORT)
+    if name == "env":
+        declared = hasattr(model.conditioner, "poi_static")
+        width = model.conditioner.poi_static.out_features if declared else 4
+        changed = replace(batch, context={**batch.context, "env": torch.rand(4, 1, 16, width)})
+    else:
+        declared = name in model.conditioner.contexts
+        changed = replace(batch, context={**batch.context, name: batch.context[name].flip(-1) * 2})
+    ours, theirs = (model.forecast(b, SAMPLER, draws=1).draws.nan_to_num() for b in (batch, changed))
+    assert torch.equal(ours, theirs) != declared
+
+
+def test_cities_without_context_are_answered(model: Forecaster) -> None:
+    batch = replace(mask(seasonal_batch(), SHORT), context={})
+    draws = model.forecast(batch, SAMPLER, draws=2).draws
+    assert bool(torch.isfinite(draws[..., 0]).all())
+
+
+def test_a_single_station_without_a_grid(model: Forecaster) -> None:
+    whole = mask(seasonal_batch(), SHORT)
+    space = replace(whole.space, grid=None, xy=None)
+    context = {"users": whole.context["users"][..., :1], "poi": whole.context["poi"][..., :1]}
+    station = replace(whole, traffic=whole.traffic[..., :1], known=whole.known[..., :1], space=space, context=context)
+    draws = model.forecast(station, SAMPLER, draws=2).draws
+    assert draws.shape == (4, 2, 1, 64, 1) and bool(torch.isfinite(draws).all())
+
+
+def test_same_seed_same_result_alone_or_in_any_batch(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(6), LONG)
+    together = model.forecast(batch, SAMPLER, draws=3, seed=5).draws
+    assert torch.equal(together.nan_to_num(), model.forecast(batch, SAMPLER, draws=3, seed=5).draws.nan_to_num())
+    assert not torch.equal(together.nan_to_num(), model.forecast(batch, SAMPLER, draws=3, seed=6).draws.nan_to_num())
+    alone = model.forecast(batch.select(torch.tensor([4, 1])), SAMPLER, draws=2, seed=5).draws
+    # Matrix kernels may order sums by batch size; beyond that rounding nothing may differ.
+    torch.testing.assert_close(alone, together[[4, 1]][:, :2], rtol=2e-3, atol=1e-3, equal_nan=True)
+
+
+def test_staged_equals_whole(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(), GENERATION)
+    embedded = model.embed(batch)
+    staged = model.draw(embedded, model.condition(embedded), SAMPLER, 3, 7).draws
+    assert torch.equal(staged.nan_to_num(), model.forecast(batch, SAMPLER, draws=3, seed=7).draws.nan_to_num())
+
+
+def test_a_stopped_draw_ends_between_steps(model: Forecaster) -> None:
+    batch = mask(seasonal_batch(), SHORT)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 2
+
+    with pytest.raises(InterruptedError, match="between sampler steps"):
+        model.draw(batch, model.condition(batch), SAMPLER, 1, 0, stop)
+    assert len(asked) == 3
+
+
+def test_overfits_one_batch(built: Forecaster) -> None:
+    batch = mixture(seasonal_batch(8), TASKS, [1.0] * 4)
+    settings = Optimisation(learning_rate=3e-3, warmup=5, steps=150)
+    adam = optimiser(built.train(), settings)
+    seeds = torch.arange(8)  # the same noise every step: the batch must be learnt by heart
+    losses = [step(built, batch, seeds, adam, done, settings)["loss"] for done in range(150)]
+    assert losses[-1] < 0.35 * losses[0]
