@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ def step(
         raise FloatingPointError(f"step {done}: gradient norm {float(norm)}, expected a finite one; lower the learning rate")
     adam.step()
     adam.zero_grad(set_to_none=True)
-    return {name: float(value.detach()) for name, value in losses.items()} | {"learning_rate": rate, "gradient_norm": float(norm)}
+    return {"loss": float(losses["loss"].detach()), "learning_rate": rate, "gradient_norm": float(norm)}
 
 
 class Ema:
@@ -93,3 +94,16 @@ class Ema:
         decay = min(self.decay, (1 + done) / (10 + done))
         for name, value in parameters:
             self.weights[name].lerp_(value.detach(), 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights inside the `with`, its own again after it."""
+        own = {name: value.detach().clone() for name, value in model.named_parameters()}
+        try:
+            for name, value in model.named_parameters():
+                value.copy_(self.weights[name])
+            yield
+        finally:
+            for name, value in model.named_parameters():
+                value.copy_(own[name])

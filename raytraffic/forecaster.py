@@ -60,8 +60,8 @@ class Forecaster(nn.Module):
     def forward(self, batch: TrafficBatch, seeds: Tensor) -> dict[str, Tensor]:
         """Losses of one optimisation step; all randomness of window i hangs on `seeds[i]` (b,) int64.
 
-        `loss` is the mean over windows of the weighted squared error over a window's scored entries: hidden, measured, not
-        of a dead cell (UoMo Eq. 7). A window without any counts as zero, so the mean is the same however a batch is sharded.
+        `loss` is the mean of `each` (b,), the weighted squared error over a window's scored entries: hidden, measured, not of
+        a dead cell (UoMo Eq. 7). A window without any counts as zero, so the mean is the same however a batch is sharded.
         """
         scale = self.scaling.fit(batch)
         condition = self.condition(batch)
@@ -72,7 +72,8 @@ class Forecaster(nn.Module):
         prediction = self.denoiser(self.process.noised(x, eps, k), self.process.schedule.level(k), condition)
         square = (prediction.float() - self.process.target(x, eps, k)) ** 2 * scored
         each = square.sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp(min=1)
-        return {"loss": (self.process.weight(k) * each).mean(), "error": each.detach().mean()}
+        each = self.process.weight(k) * each
+        return {"loss": each.mean(), "each": each.detach()}
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""

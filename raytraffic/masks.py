@@ -20,7 +20,7 @@ from torch import Tensor
 from raytraffic.randomness import derive, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["GENERATION", "LONG", "RANDOM", "SHORT", "TASKS", "WHOLE", "Task", "mask", "mixture"]
+__all__ = ["GENERATION", "HORIZON", "LONG", "RANDOM", "SHORT", "TASKS", "WHOLE", "Task", "mask", "mixture", "named_tasks"]
 
 Kind = Literal["temporal", "generation", "random"]
 _STREAM = 1
@@ -48,7 +48,17 @@ GENERATION = Task("generation", "generation", 0.25, 0.25)
 RANDOM = Task("random", "random", 0.5, 0.5)
 #: Whole-tile generation from context alone.
 WHOLE = Task("whole", "generation", 1.0, 1.0)
-TASKS: dict[str, Task] = {task.name: task for task in (SHORT, LONG, GENERATION, RANDOM, WHOLE)}
+#: Any horizon: what a model meets when it is asked for some other number of slots than the papers'.
+HORIZON = Task("horizon", "temporal", 0.05, 0.95)
+TASKS: dict[str, Task] = {task.name: task for task in (SHORT, LONG, GENERATION, RANDOM, WHOLE, HORIZON)}
+
+
+def named_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names; ValueError lists the valid ones."""
+    for name in names:
+        if name not in TASKS:
+            raise ValueError(f"task: {name!r}, expected one of {sorted(TASKS)}")
+    return [TASKS[name] for name in names]
 
 
 def mask(batch: TrafficBatch, task: Task, seed: int = 0, token: tuple[int, int, int] = (1, 1, 1)) -> TrafficBatch:

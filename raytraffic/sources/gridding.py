@@ -1,4 +1,4 @@
-"""From points on the Earth to a local metric plane, and from there to the cells of a square grid or to stations.
+"""From points on the Earth to a local metric plane, from there to square cells or stations; and from rows to regular slots.
 
 The plane is the azimuthal equidistant projection (WGS 84) around the points' centroid: distances from the centroid are
 exact, and over a city (50 km) all others are right to about 1e-5. x grows eastwards and y northwards, in metres; the
@@ -7,6 +7,7 @@ rows of a grid run from north to south and its columns from west to east, like t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,14 @@ from numpy.typing import NDArray
 from pyproj import Proj
 from scipy.spatial import cKDTree
 
-__all__ = ["MAX_CELLS", "CellGrid", "LocalPlane", "count_in_cells", "count_within", "sum_into_cells"]
+from raytraffic.sources.city import STEP_MINUTES
+
+__all__ = ["CellGrid", "LocalPlane", "LongRows", "common_steps", "count_in_cells", "count_within", "sum_into_cells", "when"]
+
+#: Microseconds in a minute.
+MICROSECONDS = 60_000_000
+#: More entries of a dense (c, t, s) array than this are a mistyped date, not a city.
+MAX_ENTRIES = 2**32
 
 #: More cells than this are a misplaced site or a cell size in the wrong unit, not a city.
 MAX_CELLS = 1_000_000
@@ -62,7 +70,7 @@ class CellGrid:
         w = int((float(xy[:, 0].max()) - west) // cell_metres) + 1
         if h * w > MAX_CELLS:
             raise ValueError(
-                f"cell_metres: {cell_metres:g} makes {h} x {w} cells of sites that lie up to {np.linalg.norm(xy, axis=1).max() / 1000:.0f} km"
+                f"cell_metres: {cell_metres:g} makes {h} x {w} cells of sites up to {np.linalg.norm(xy, axis=1).max() / 1000:.0f} km"
                 f" from their centroid, expected at most {MAX_CELLS} cells (is a site misplaced?)"
             )
         return cls(west, north, float(cell_metres), (h, w))
@@ -87,7 +95,7 @@ class CellGrid:
 
 def sum_into_cells(values: NDArray[np.float64], cells: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """(..., count): for values (..., s) of stations in `cells` (s,), each cell's sum; NaN where no station of it has a value."""
-    assert values.shape[-1] == len(cells) > 0 and cells.min() >= 0 and cells.max() < count
+    assert values.shape[-1] == len(cells) > 0
     order = np.argsort(cells, kind="stable")
     occupied, first = np.unique(cells[order], return_index=True)
     sorted_values = values[..., order]
@@ -113,3 +121,102 @@ def count_within(
     for k in np.unique(category):
         out[k] = cKDTree(points[category == k]).query_ball_point(stations, radius_metres, return_length=True)
     return out
+
+
+def common_steps(station: NDArray[np.int64], time: NDArray[np.int64], stations: int) -> NDArray[np.int64]:
+    """(s,) most common difference between consecutive distinct times of each station, the smallest of equals; 0 for a single time."""
+    pairs = np.unique(np.stack([station, time], axis=1), axis=0)
+    same = pairs[1:, 0] == pairs[:-1, 0]
+    found, times_seen = np.unique(np.stack([pairs[1:, 0], np.diff(pairs[:, 1])], axis=1)[same], axis=0, return_counts=True)
+    order = np.lexsort((found[:, 1], -times_seen, found[:, 0]))
+    owner, first = np.unique(found[order, 0], return_index=True)
+    steps = np.zeros(stations, dtype=np.int64)
+    steps[owner] = found[order[first], 1]
+    return steps
+
+
+@dataclass(frozen=True, eq=False)
+class LongRows:
+    """Rows (n,) of a long table: codes into `ids` and `services`, `time` in microseconds since a local midnight, and `value`.
+
+    No two rows share station, service and time. `label` is what messages call the table.
+    """
+
+    label: str
+    ids: Sequence[str]
+    services: Sequence[str]
+    station: NDArray[np.int64]
+    service: NDArray[np.int64]
+    time: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    def step(self) -> int:
+        """The step in minutes that all stations share; ValueError where they differ or a day holds no whole number of it."""
+        steps = common_steps(self.station, self.time, len(self.ids))
+        found = np.unique(steps[steps > 0])
+        if len(found) == 0:
+            raise ValueError(f"{self.label}: every station has one date-time only, expected step_minutes to be given")
+        if len(found) > 1:
+            named = [f"{self.ids[int((steps == step).argmax())]!r} has {_minutes(step)}" for step in found[:3]]
+            raise ValueError(f"{self.label}: steps of {', '.join(named)}, expected one granularity, or step_minutes to be given")
+        minutes, rest = divmod(int(found[0]), MICROSECONDS)
+        if rest or minutes not in STEP_MINUTES:
+            raise ValueError(f"{self.label}: step of {_minutes(found[0])}, expected one of {STEP_MINUTES} (or step_minutes to be given)")
+        return minutes
+
+    def period(self, step: int) -> tuple[int, int]:
+        """(first slot, number of slots) of `step` minutes, counted from the local midnight that `time` is counted from."""
+        first, last = (int(time) // (step * MICROSECONDS) for time in (self.time.min(), self.time.max()))
+        return first, last - first + 1
+
+    def dense(self, step: int, *, absent: float, mean: bool) -> NDArray[np.float64]:
+        """(c, t, s) on the slots of `period(step)`, `absent` (NaN or 0) where no row is.
+
+        Stations of a finer step are summed, or averaged with `mean`, to NaN where a finer slot is NaN. A station may be
+        coarser than `step` only where absent rows are 0. ValueError for one that does not fit, or a time off its step.
+        """
+        target = step * MICROSECONDS
+        steps = common_steps(self.station, self.time, len(self.ids))
+        steps[steps == 0] = target
+        if absent == 0:
+            steps[steps > target] = target
+        self._check_fit(steps, step)
+        start, slots = self.period(step)
+        c, s = len(self.services), len(self.ids)
+        if c * slots * s > MAX_ENTRIES:
+            raise ValueError(
+                f"{self.label}: {when(self.time.min())} to {when(self.time.max())} makes {c} x {slots} x {s} entries,"
+                f" expected at most {MAX_ENTRIES} (is a date misplaced?)"
+            )
+        out = np.empty((c, slots, s))
+        for fine in np.unique(steps):
+            ratio, members = int(target // fine), np.flatnonzero(steps == fine)
+            position = np.zeros(s, dtype=np.int64)
+            position[members] = np.arange(len(members))
+            mine = steps[self.station] == fine
+            dense = np.full((c, slots * ratio, len(members)), absent)
+            slot = self.time[mine] // fine - start * ratio
+            dense[self.service[mine], slot, position[self.station[mine]]] = self.value[mine]
+            parts = dense.reshape(c, slots, ratio, len(members))
+            out[:, :, members] = parts.mean(axis=2) if mean else parts.sum(axis=2)
+        return out
+
+    def _check_fit(self, steps: NDArray[np.int64], step: int) -> None:
+        unfit = np.flatnonzero((step * MICROSECONDS) % steps != 0)
+        if len(unfit):
+            named = [f"{self.ids[i]!r} has {_minutes(steps[i])}" for i in unfit[:5]]
+            raise ValueError(f"{self.label}: steps of {', '.join(named)} ({len(unfit)} in all), expected whole parts of {step} minutes")
+        off = self.time % steps[self.station] != 0
+        if off.any():
+            row = int(off.argmax())
+            name, whole = self.ids[self.station[row]], _minutes(steps[self.station[row]])
+            raise ValueError(f"{self.label}: station {name!r} at {when(self.time[row])}, expected a whole step of {whole}")
+
+
+def when(microseconds: float) -> str:
+    """A local time of LongRows as ISO 8601 text, to the second."""
+    return str(np.datetime64(int(microseconds), "us").astype("datetime64[s]"))
+
+
+def _minutes(microseconds: int) -> str:
+    return f"{microseconds / MICROSECONDS:g} minutes"

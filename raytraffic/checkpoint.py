@@ -1,0 +1,116 @@
+"""Checkpoints without pickle: safetensors and JSON, committed by one last file, local or s3://.
+
+A checkpoint is a folder that holds `committed.json`, written last, with the SHA-256 of every other file. A folder without
+it was interrupted and does not count; a file that does not match it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from raytraffic import registry
+from raytraffic.config import from_json, to_json
+from raytraffic.files import Location
+from raytraffic.forecaster import Forecaster
+
+__all__ = ["commit", "committed", "load_forecaster", "read_committed", "read_tensors", "save_forecaster"]
+
+MARKER = "committed.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def commit(folder: Location, files: Mapping[str, bytes | Mapping[str, Tensor] | dict[str, Any]]) -> None:
+    """Writes files (bytes, tensors as safetensors, dictionaries as JSON) into a folder and commits it by the marker."""
+    digests = {}
+    for name, content in files.items():
+        data = _encode(name, content)
+        folder.child(name).write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    folder.child(MARKER).write_bytes(json.dumps(digests, indent=1, sort_keys=True).encode())
+
+
+def committed(folder: Location) -> bool:
+    """Whether a folder holds a whole checkpoint."""
+    return folder.child(MARKER).exists()
+
+
+def read_committed(folder: Location, name: str) -> bytes:
+    """A checkpoint's file, checked against the marker; ValueError names the file if it is missing or damaged."""
+    marker = folder.child(MARKER)
+    if not marker.exists():
+        raise ValueError(f"{folder}: no {MARKER}, expected a whole checkpoint (this one was never finished, or is none)")
+    try:
+        digests = json.loads(marker.read_bytes())
+    except ValueError:
+        raise ValueError(f"{marker}: not JSON, expected the SHA-256 of every file") from None
+    if name not in digests:
+        raise ValueError(f"{folder}: holds {sorted(digests)}, expected {name}")
+    data = folder.child(name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digests[name]:
+        raise ValueError(f"{folder.child(name)}: its SHA-256 differs from {MARKER}'s; the file is damaged, restore it")
+    return data
+
+
+def read_tensors(folder: Location, name: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's safetensors file."""
+    try:
+        return safetensors.torch.load(read_committed(folder, name))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder.child(name)}: {error}, expected a safetensors file") from None
+
+
+def save_forecaster(folder: Location | Path | str, weights: Mapping[str, Tensor], model: str, config: Any, facts: Mapping[str, Any]) -> None:
+    """Saves a model as model.safetensors, config.json and a README model card; `facts` say how it was made and what it reached."""
+    content = {"model": model, "config": to_json(config)}
+    plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    card = _card(model, sum(value.numel() for value in plain.values()), facts)
+    commit(Location.of(folder), {WEIGHTS: plain, CONFIG: content, "README.md": card.encode()})
+
+
+def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any]:
+    """The model saved in a folder, in eval mode, with its name and configuration; ValueError if anything does not fit."""
+    folder = Location.of(folder)
+    try:
+        content = json.loads(read_committed(folder, CONFIG))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    if not isinstance(content, dict) or set(content) != {"model", "config"}:
+        raise ValueError(f"{folder.child(CONFIG)}: expected an object with exactly the fields 'model' and 'config'")
+    entry = registry.model(content["model"])
+    config = from_json(entry.config, content["config"], str(folder.child(CONFIG)))
+    forecaster = entry.build(config)
+    weights = read_tensors(folder, WEIGHTS)
+    expected = forecaster.state_dict()
+    for name in sorted(set(weights) ^ set(expected)):
+        raise ValueError(f"{folder.child(WEIGHTS)}: tensor {name!r} is {'missing' if name in expected else 'unexpected'} for its config.json")
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(f"{folder.child(WEIGHTS)}: {name} has shape {tuple(weights[name].shape)}, expected {tuple(value.shape)}")
+        if not bool(weights[name].isfinite().all()):
+            raise ValueError(f"{folder.child(WEIGHTS)}: {name} holds NaN or infinite weights, expected finite ones")
+    forecaster.load_state_dict(weights)
+    return forecaster.eval(), content["model"], config
+
+
+def _encode(name: str, content: bytes | Mapping[str, Any]) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    if name.endswith(".safetensors"):
+        return safetensors.torch.save({key: value.contiguous() for key, value in content.items()})
+    return json.dumps(content, indent=1).encode()
+
+
+def _card(model: str, parameters: int, facts: Mapping[str, Any]) -> str:
+    lines = [f"# raytraffic {model}", "", f"{parameters:,} parameters. Load with `raytraffic.Forecaster.from_pretrained(folder)`.", ""]
+    for title, value in facts.items():
+        lines += [f"## {title}", "", value if isinstance(value, str) else f"```json\n{json.dumps(value, indent=1)}\n```", ""]
+    return "\n".join(lines)

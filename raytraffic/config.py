@@ -1,0 +1,169 @@
+"""What a run is: one frozen dataclass a verb, and strict conversion of any frozen dataclass to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+import pydantic
+
+__all__ = ["EvaluateConfig", "ForecastConfig", "PrepareConfig", "QuickstartConfig", "TrainConfig", "from_json", "to_json"]
+
+T = TypeVar("T")
+SplitName = Literal["published", "place", "time", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Turn traffic sources into a prepared store of tokenised traffic."""
+
+    sources: tuple[str, ...]
+    """Where traffic comes from, each as kind:path?options, e.g. series:data/uomo, table:traffic.csv, synthetic:east?grid=8x8."""
+    out: str
+    """Folder or s3:// URL of the store."""
+    token: tuple[int, int, int] = (4, 4, 4)
+    """Base token: time slots, rows, columns."""
+    tile: tuple[int, int] = (4, 4)
+    """Rows and columns of a tile of a grid."""
+    seed: int = 0
+    """Seed of the splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Pre-train a model on a prepared store; the same command again resumes where it was."""
+
+    store: str
+    """The prepared store."""
+    out: str
+    """Run directory (or s3:// URL): config, metrics, checkpoints, best and last model."""
+    model: str = "uomo"
+    preset: str = "small"
+    split: SplitName = "time"
+    """Which part of the store is trained on; `all` uses everything and validates on held-back places."""
+    steps: int = 3000
+    """Optimisation steps in all."""
+    batch: int = 64
+    """Windows a step over all workers."""
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    ema: float = 0.999
+    weight_decay: float = 1e-4
+    tasks: tuple[str, ...] = ("short", "long", "generation", "random", "horizon")
+    """Tasks of the mask mixture."""
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
+    """Their weights."""
+    contexts: tuple[str, ...] = ("users", "poi")
+    """Contexts the model may look at, where the store has them."""
+    window: int = 64
+    """Time slots of a window."""
+    seed: int = 0
+    workers: int = 1
+    cpus_per_worker: float = 1
+    threads: int = 1
+    """Torch threads of a worker."""
+    gpu: bool = False
+    """Train on GPUs, one a worker, in bfloat16."""
+    shard: Literal["ddp", "fsdp"] = "ddp"
+    """How the model is spread over workers."""
+    validate_every: int = 250
+    """Steps between validation, checkpoint and report."""
+    keep: int = 2
+    """Checkpoints kept besides the best."""
+    max_failures: int = 3
+    """Worker failures survived by restarting from the newest checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a checkpoint beside the simple rules, per task, city and split, and write tables, JSON and a report."""
+
+    checkpoint: str
+    store: str
+    out: str
+    splits: tuple[SplitName, ...] = ("time",)
+    part: Literal["test", "validation"] = "test"
+    tasks: tuple[str, ...] = ("short", "long", "generation")
+    draws: int = 20
+    steps: int = 10
+    """Sampler steps."""
+    method: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
+    stride: int = 1
+    """Every n-th window of a series."""
+    batch: int = 16
+    """Windows a forecast call."""
+    seed: int = 0
+    workers: int = 2
+    """Forecasting actors."""
+    gpu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastConfig:
+    """Forecast every site of a store or table from its last measurements (or an issue time) into Parquet."""
+
+    checkpoint: str
+    out: str
+    """Folder or s3:// URL the forecast shards and their manifest are written to."""
+    store: str | None = None
+    """A prepared store, or"""
+    table: str | None = None
+    """a source as in `prepare`, e.g. table:traffic.parquet?sites=sites.csv."""
+    horizon: int = 48
+    """Time slots to forecast."""
+    issue: str | None = None
+    """First forecast instant (ISO, local time); the end of each series if not given."""
+    quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    draws: int = 20
+    keep_draws: bool = False
+    """Also write the draws themselves."""
+    steps: int = 10
+    """Sampler steps."""
+    batch: int = 16
+    tiles_per_shard: int = 64
+    seed: int = 0
+    workers: int = 2
+    gpu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """The whole line on three synthetic cities: prepare, train, evaluate, forecast, report."""
+
+    out: str = "runs/quickstart"
+    steps: int = field(default=700)
+    seed: int = 0
+
+
+def to_json(value: Any) -> Any:
+    """A frozen dataclass (nested ones too) as JSON-able dictionaries, lists and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], data: Any, name: str) -> T:
+    """The dataclass `kind` of JSON data; ValueError naming `name`, the field, its value and what was expected.
+
+    Unknown fields are refused, so that a misspelt setting is never silently dropped.
+    """
+    try:
+        value = pydantic.TypeAdapter(kind).validate_python(data)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join([name, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{where}: {first['input']!r}, expected: {first['msg']}") from None
+    unknown = _unknown(data, to_json(value), name)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown field, expected one of the fields of {kind.__name__}")
+    return cast(T, value)
+
+
+def _unknown(data: Any, known: Any, name: str) -> list[str]:
+    if not (isinstance(data, dict) and isinstance(known, dict)):
+        return []
+    found = [f"{name}.{key}" for key in data if key not in known]
+    return found + [inner for key in data if key in known for inner in _unknown(data[key], known[key], f"{name}.{key}")]

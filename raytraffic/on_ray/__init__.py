@@ -1,0 +1,1 @@
+"""The only package that imports ray: preparation, training, evaluation and forecasting on a cluster."""

@@ -1,0 +1,267 @@
+"""Pre-training through Ray Train: streaming windows in, committed checkpoints, metrics and a best model out.
+
+What a step sees is a function of (store, split, seed, step) alone, so a run may be killed at any moment, go on at its newest
+committed checkpoint, and change its number of workers on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from torch import nn
+
+from raytraffic import registry
+from raytraffic.checkpoint import committed, read_tensors, save_forecaster
+from raytraffic.config import TrainConfig, from_json, to_json
+from raytraffic.files import Location
+from raytraffic.fit import Ema, Optimisation, optimiser, step
+from raytraffic.masks import mixture, named_tasks
+from raytraffic.on_ray.cluster import connect
+from raytraffic.on_ray.data import training_batches
+from raytraffic.on_ray.progress import follow
+from raytraffic.randomness import derive
+from raytraffic.resume import newest, prune, restore, save
+from raytraffic.store import Store, open_store
+from raytraffic.training_log import TrainingLog
+from raytraffic.types import TrafficBatch
+from raytraffic.windows import Windows, to_batch
+
+__all__ = ["train"]
+
+_LOG_EVERY = 25
+_FREE = {"workers", "cpus_per_worker", "threads", "gpu", "shard", "keep", "max_failures", "out", "store"}
+
+
+def train(config: TrainConfig) -> Location:
+    """Trains to the end (from the newest checkpoint where there is one) and returns the folder of the best model.
+
+    Raises ValueError where the run directory holds a run with other settings, and for settings that fit no model or store.
+    """
+    out = Location.of(config.out)
+    _check(config, out)
+    if not committed(out.child("best")) or (found := newest(out.child("checkpoints"))) is None or _step_of(found) < config.steps:
+        connect()
+        launches = sum(child.name.startswith("launch-") for child in out.child("ray").list())
+        storage = out.child("ray")
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=to_json(config),
+            scaling_config=ScalingConfig(
+                num_workers=config.workers, use_gpu=config.gpu, resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {})
+            ),
+            run_config=RunConfig(
+                name=f"launch-{launches:03d}",
+                storage_path=storage.path,
+                storage_filesystem=storage.filesystem,
+                failure_config=FailureConfig(max_failures=config.max_failures),
+            ),
+        )
+        with follow(out, config.steps):
+            trainer.fit()
+    return out.child("best")
+
+
+def _check(config: TrainConfig, out: Location) -> None:
+    """Refuses wrong settings before any worker starts, and saves them with the run."""
+    store = open_store(config.store)
+    model_config(config, store)
+    named_tasks(config.tasks)
+    if config.batch % config.workers:
+        raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
+    Windows(store, config.split, config.window).training(config.seed)
+    path = out.child("config.json")
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        for name, value in to_json(config).items():
+            if name not in _FREE and before.get(name) != value:
+                raise ValueError(f"{path}: {name} is {before.get(name)!r}, expected {value!r}; this run directory belongs to another run")
+    path.write_bytes(json.dumps(to_json(config), indent=1).encode())
+
+
+def model_config(config: TrainConfig, store: Store) -> Any:
+    """The model's configuration for a store: its services and POI vocabulary, and only contexts the store really has."""
+    preset = registry.model(config.model).preset(config.preset)
+    contexts = tuple(name for name in config.contexts if name in store.contexts)
+    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=max(1, len(store.poi_categories)))
+
+
+def _worker(raw: dict[str, Any]) -> dict[str, float]:
+    """What runs on every Train worker."""
+    config = from_json(TrainConfig, raw, "train")
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.threads)
+    run = _Run.start(config, rank, world)
+    begin = run.done
+    batches = training_batches(run.windows, config.seed, config.batch, rank, world, begin, config.steps)
+    run.loop(batches)
+    if rank == 0:
+        run.finish()
+    return {"done": float(run.done), "resumed_from": float(begin)}
+
+
+def _step_of(checkpoint: Location) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+@dataclass
+class _Run:
+    """One worker's share of a run."""
+
+    config: TrainConfig
+    rank: int
+    world: int
+    device: torch.device
+    windows: Windows
+    model_config: Any
+    wrapped: nn.Module
+    model: nn.Module
+    adam: torch.optim.Optimizer
+    ema: Ema
+    settings: Optimisation
+    log: TrainingLog
+    done: int
+    best: dict[str, float]
+
+    @classmethod
+    def start(cls, config: TrainConfig, rank: int, world: int) -> _Run:
+        """Builds everything and goes to the newest committed checkpoint."""
+        device = get_device()
+        store = open_store(config.store)
+        settings = Optimisation(
+            learning_rate=config.learning_rate, warmup=config.warmup, steps=config.steps, ema=config.ema, weight_decay=config.weight_decay
+        )
+        torch.manual_seed(config.seed)
+        chosen = model_config(config, store)
+        model: nn.Module = registry.model(config.model).build(chosen).to(device)
+        wrapped = _shard(model, config, world, device)
+        adam = optimiser(model, settings)
+        ema = Ema(model.named_parameters(), config.ema)
+        out = Location.of(config.out)
+        best = {"best_step": 0.0, "best_loss": float("inf")}
+        found = newest(out.child("checkpoints"))
+        done = 0
+        if found is not None:
+            state = restore(found, model, adam, ema)
+            done = int(state["done"])
+            best = {name: state[name] for name in best}
+        log = TrainingLog(out, done) if rank == 0 else TrainingLog(None, done)
+        windows = Windows(store, config.split, config.window)
+        return cls(config, rank, world, device, windows, chosen, wrapped, model, adam, ema, settings, log, done, best)
+
+    def loop(self, batches: Iterator[dict[str, NDArray[Any]]]) -> None:
+        """Trains on what the batches hold, one step each."""
+        config = self.config
+        tasks = named_tasks(config.tasks)
+        waited, since, clock = 0.0, self.done, time.monotonic()
+        losses: list[float] = []
+        while self.done < config.steps:
+            before = time.monotonic()
+            columns = next(batches)
+            waited += time.monotonic() - before
+            # The sample's number salts its key: the same window has other noise in every pass.
+            batch = to_batch(columns, self.windows.store).to(self.device)
+            seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
+            batch = mixture(batch, tasks, config.weights, seeds)
+            figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
+            self.done += 1
+            self.ema.update(self.model.named_parameters(), self.done)
+            losses.append(figures["loss"])
+            last = self.done == config.steps
+            if self.done % _LOG_EVERY == 0 or last:
+                elapsed = time.monotonic() - clock
+                self.log.add(
+                    step=self.done,
+                    loss=self._mean(losses),
+                    learning_rate=figures["learning_rate"],
+                    gradient_norm=figures["gradient_norm"],
+                    windows_per_second=(self.done - since) * config.batch / elapsed,
+                    data_wait_share=waited / elapsed,
+                )
+                losses, waited, since, clock = [], 0.0, self.done, time.monotonic()
+            if self.done % config.validate_every == 0 or last:
+                self._validate_and_save()
+                clock = time.monotonic()
+
+    def _validate_and_save(self) -> None:
+        loss = self._validation_loss()
+        if not loss >= self.best["best_loss"]:  # a NaN (no validation part) makes the newest the best
+            self.best = {"best_step": float(self.done), "best_loss": loss if np.isfinite(loss) else float("inf")}
+        folder = Location.of(self.config.out).child("checkpoints")
+        save(folder, self.model, self.adam, self.ema, self.done, self.rank == 0, self.best)
+        if self.rank == 0:
+            prune(folder, self.config.keep, int(self.best["best_step"]))
+            self.log.validated(self.done, loss)
+        ray.train.report({"step": self.done, "validation_loss": loss})
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """The loss of the averaged weights on fixed windows, masks and noise; NaN without a validation part."""
+        columns = self.windows.validation(limit=256)
+        if columns is None:
+            return float("nan")
+        tasks = named_tasks(self.config.tasks)
+        batch = mixture(to_batch(columns, self.windows.store).to(self.device), tasks, self.config.weights, seed=-1)
+        total = torch.zeros(2, device=self.device, dtype=torch.float64)
+        self.model.eval()
+        with self.ema.applied(self.model):
+            # Whole chunks of one fixed size go round the ranks: every rank runs the same number of forwards, as FSDP needs.
+            chunk = 32
+            starts = list(range(0, len(batch.key), chunk * self.world))
+            for start in starts:
+                mine = torch.arange(start + self.rank * chunk, start + (self.rank + 1) * chunk)
+                part: TrafficBatch = batch.select(mine % len(batch.key))
+                counted = (mine < len(batch.key)).to(self.device)
+                for i in range(4):
+                    each = self.model(part, derive(part.key, i))["each"]
+                    total += torch.stack(((each * counted).sum(), counted.sum())).double()
+        self.model.train()
+        return float(self._sum(total)[0] / self._sum(total)[1])
+
+    def _mean(self, values: list[float]) -> float:
+        pair = self._sum(torch.tensor([sum(values), len(values)], dtype=torch.float64, device=self.device))
+        return float(pair[0] / pair[1])
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def finish(self) -> None:
+        """Writes the best and the last averaged model, with their cards."""
+        out = Location.of(self.config.out)
+        steps = {"best": int(self.best["best_step"]), "last": self.done}
+        for name, number in steps.items():
+            average = read_tensors(out.child("checkpoints", f"step-{number:08d}"), "ema.safetensors")
+            facts = {"Training": to_json(self.config), "Step": str(number), "Validation loss": str(self.best["best_loss"])}
+            facts |= {"Cities": self.windows.store.describe()}
+            save_forecaster(out.child(name), average, self.config.model, self.model_config, facts)
+
+
+def _shard(model: nn.Module, config: TrainConfig, world: int, device: torch.device) -> nn.Module:
+    """The model as every rank calls it: as it is, under DDP, or its blocks under FSDP2."""
+    if config.shard == "fsdp":
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if config.gpu else MixedPrecisionPolicy()
+        for block in getattr(model, "denoiser").blocks:
+            fully_shard(block, mp_policy=policy)
+        return fully_shard(model, mp_policy=policy)
+    if world == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

@@ -1,0 +1,70 @@
+"""Horizons longer than one window: every draw is continued window by window from its own earlier values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from raytraffic.diffusion.samplers import Sampler
+from raytraffic.forecaster import Forecaster
+from raytraffic.randomness import derive
+from raytraffic.types import Forecast, TrafficBatch
+
+__all__ = ["rollout"]
+
+
+def rollout(
+    forecaster: Forecaster, batch: TrafficBatch, window: int, sampler: Sampler | None = None, draws: int = 20, seed: int = 0
+) -> Forecast:
+    """The joint forecast of a batch of any length t; windows of `window` slots advance by half a window.
+
+    Draw j of the whole horizon is one trajectory: each later window knows the draw's own first half. With t <= window this is
+    `forecaster.forecast`. A draw is a function of (seed, key, j) alone, as there.
+    """
+    t = batch.shape[2]
+    if window < 2:
+        raise ValueError(f"window: {window}, expected at least 2 slots")
+    if t <= window:
+        return forecaster.forecast(batch, sampler, draws, seed)
+    hop = window // 2
+    first = forecaster.forecast(_slots(batch, 0, window), sampler, draws, seed)
+    later = torch.full((*first.draws.shape[:3], t - window, first.draws.shape[4]), torch.nan, device=first.draws.device)
+    values = torch.cat((first.draws, later), dim=3).flatten(0, 1)
+    trajectories = _trajectories(batch, draws)
+    known = trajectories.known.clone()
+    measured_cells = torch.isfinite(values).any(dim=2, keepdim=True)
+    known[:, :, :window] = measured_cells.expand(-1, -1, window, -1)
+    for number, end in enumerate([*range(window + hop, t, hop), t], start=1):
+        start = end - window
+        piece = replace(trajectories, traffic=torch.where(trajectories.known, trajectories.traffic, values), known=known)
+        piece = _slots(piece, start, end)
+        piece = replace(piece, key=derive(piece.key, number))
+        values[:, :, start:end] = forecaster.forecast(piece, sampler, 1, seed).draws[:, 0]
+        known[:, :, start:end] = measured_cells.expand(-1, -1, window, -1)
+    return Forecast(draws=values.unflatten(0, (-1, draws)), known=batch.known)
+
+
+def _trajectories(batch: TrafficBatch, draws: int) -> TrafficBatch:
+    """One window a draw, draws of one window side by side, each with its own key."""
+    index = torch.arange(len(batch.key), device=batch.key.device).repeat_interleave(draws)
+    number = torch.arange(draws, device=batch.key.device).repeat(len(batch.key))
+    many = batch.select(index)
+    context = dict(many.context)
+    if "users" in context:  # a drawn entry counts as known later on, but its users were never seen
+        context["users"] = torch.where(many.known.any(dim=1), context["users"], torch.nan)
+    return replace(many, key=derive(many.key, number), context=context)
+
+
+def _slots(batch: TrafficBatch, start: int, end: int) -> TrafficBatch:
+    """The batch between two time slots."""
+    t = batch.shape[2]
+    timed = {name for name in ("users", "profile", "env") if name in batch.context and batch.context[name].shape[1] == t}
+    context = {name: value[:, start:end] if name in timed else value for name, value in batch.context.items()}
+    return replace(
+        batch,
+        traffic=batch.traffic[:, :, start:end],
+        known=batch.known[:, :, start:end],
+        clock=batch.clock[:, start:end],
+        context=context,
+    )

@@ -1,0 +1,156 @@
+"""Names a source by one string, for command lines and configurations: `scheme:path?option=value&option=value`.
+
+    uomo:DIR    series:DIR    grid:FILE.npz?cell_metres=500    cdr:PATH?aggregate_minutes=30&squares=1-25,101
+    table:traffic.csv?sites=sites.csv&cell_metres=500&column_y=bytes    synthetic:NAME?days=14&grid=8x8&step=30&seed=1
+
+The first `?` ends the path. Values may be percent-encoded (`%26` for `&`); paths are taken as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import unquote
+
+from raytraffic.sources.city import Source
+from raytraffic.sources.grid import GridArrays
+from raytraffic.sources.series import SeriesFiles
+from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
+from raytraffic.sources.table import Columns, LongTable
+from raytraffic.sources.telecom_italia import TelecomItaliaRecords
+from raytraffic.sources.uomo_release import UomoRelease
+
+__all__ = ["open_source"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How the text of an option becomes its value, and how to say what was expected."""
+
+    convert: Callable[[str], Any]
+    expected: str
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option of a scheme and the argument of the source that it sets."""
+
+    argument: str
+    kind: _Kind
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """What follows `scheme:` (for messages), how the source is made of it and of its arguments, and its options by name."""
+
+    what: str
+    build: Callable[[str, Mapping[str, Any]], Source]
+    options: Mapping[str, _Option] = field(default_factory=dict)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, columns = text.split("x")
+    return int(rows), int(columns)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    out: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        found = range(int(first), int(last if dash else first) + 1)
+        if not found:
+            raise ValueError(part)
+        out.extend(found)
+    return tuple(out)
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "false": False}[text]
+
+
+_TEXT = _Kind(str, "a text")
+_INTEGER = _Kind(int, "an integer")
+_NUMBER = _Kind(float, "a number")
+_FLAG = _Kind(_flag, "true or false")
+_SHAPE = _Kind(_shape, "ROWSxCOLUMNS, such as 8x8")
+_INTEGERS = _Kind(_integers, "integers and ranges, such as 1,5-9")
+
+
+def _table(path: str, arguments: Mapping[str, Any]) -> Source:
+    names = {key.removeprefix("column_"): value for key, value in arguments.items() if key.startswith("column_")}
+    others = {key: value for key, value in arguments.items() if not key.startswith("column_")}
+    return LongTable(path, columns=Columns(**names), **others)
+
+
+def _same(kind: _Kind, *names: str) -> dict[str, _Option]:
+    """Options called like the arguments they set."""
+    return {name: _Option(name, kind) for name in names}
+
+
+_SCHEMES: Mapping[str, _Scheme] = {
+    "uomo": _Scheme("the folder of a UoMo release", lambda path, _: UomoRelease(path)),
+    "series": _Scheme("a folder of series files", lambda path, _: SeriesFiles(path)),
+    "grid": _Scheme(
+        "a .npz file",
+        lambda path, arguments: GridArrays(path, **arguments),
+        _same(_TEXT, "name", "row_order") | _same(_NUMBER, "cell_metres") | _same(_INTEGER, "aggregate_minutes"),
+    ),
+    "cdr": _Scheme(
+        "Telecom Italia records",
+        lambda path, arguments: TelecomItaliaRecords(path, **arguments),
+        _same(_TEXT, "timezone") | _same(_INTEGERS, "squares") | _same(_INTEGER, "aggregate_minutes"),
+    ),
+    "table": _Scheme(
+        "a CSV or Parquet file",
+        _table,
+        _same(_TEXT, "sites", "users", "poi", "name", "timezone", "unit", "gaps", "duplicates", "negatives")
+        | _same(_NUMBER, "cell_metres", "poi_radius_metres")
+        | {"step": _Option("step_minutes", _INTEGER)}
+        | _same(_TEXT, *(f"column_{column.name}" for column in fields(Columns))),
+    ),
+    "synthetic": _Scheme(
+        "the name of a city",
+        lambda name, arguments: SyntheticCities([SyntheticCity(name=name, **arguments)]),
+        _same(_INTEGER, "days", "seed")
+        | _same(_SHAPE, "grid")
+        | _same(_FLAG, "users")
+        | _same(_NUMBER, "tail", "dead_share", "spatial_range_cells", "noise", "nugget", "memory_hours")
+        | {"step": _Option("step_minutes", _INTEGER)},
+    ),
+}
+
+
+def open_source(spec: str) -> Source:
+    """The source that `spec` names (see this module's docstring).
+
+    Raises ValueError for an unknown scheme or option (listing the valid ones), an option given twice or not understood,
+    and whatever the source itself refuses.
+    """
+    scheme_name, colon, rest = spec.partition(":")
+    if not colon or scheme_name not in _SCHEMES:
+        raise ValueError(f"source {spec!r}: scheme {scheme_name!r}, expected one of {', '.join(f'{name}:' for name in _SCHEMES)}")
+    scheme = _SCHEMES[scheme_name]
+    path, _, query = rest.partition("?")
+    if not path:
+        raise ValueError(f"source {spec!r}: nothing after {scheme_name!r}, expected {scheme.what}")
+    return scheme.build(path, _arguments(spec, scheme, query))
+
+
+def _arguments(spec: str, scheme: _Scheme, query: str) -> dict[str, Any]:
+    """The source's arguments that the options of a query set."""
+    arguments: dict[str, Any] = {}
+    for part in query.split("&") if query else ():
+        name, equals, text = part.partition("=")
+        option = scheme.options.get(name)
+        if option is None:
+            raise ValueError(f"source {spec!r}: option {name!r}, expected one of {sorted(scheme.options) or 'none at all'}")
+        if option.argument in arguments:
+            raise ValueError(f"source {spec!r}: option {name!r} is given twice, expected once")
+        try:
+            if not equals:
+                raise ValueError(name)
+            arguments[option.argument] = option.kind.convert(unquote(text))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"source {spec!r}: option {name!r} is {text!r}, expected {option.kind.expected}") from error
+    return arguments

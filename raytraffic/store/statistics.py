@@ -1,0 +1,194 @@
+r"""What is measured on a city's training part: its reference level and its mean weekly shape.
+
+reference  q = 99.99th percentile of all training entries, dead cells included (the public UoMo release's q), exact and streamed
+profile    p[weekday, slot] = mean over live cells of x / mean(x), shrunk to the slot's mean over days with n / (n + SHRINK)
+           where n days were seen, 1 where nothing is known, divided by its own mean
+level      median over live cells of their mean
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytraffic.files import Location
+from raytraffic.store.index import StoreIndex
+from raytraffic.store.layout import Layout
+from raytraffic.store.shards import decode
+from raytraffic.store.splits import Split, assign
+
+__all__ = ["CityStatistics", "Statistics", "city_statistics", "clock"]
+
+PERCENTILE = 99.99
+SHRINK = 1.0
+
+_Floats = NDArray[np.float64]
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CityStatistics:
+    """Measured on the training part of one city (c services, units of the traffic).
+
+    reference, level   one a service; profile[weekday][slot] has mean 1; live_share of the measured cells ever carried traffic;
+    users_reference    the users' 99.99th percentile, None where users were never measured
+    entries            training entries that were measured
+    """
+
+    reference: tuple[float, ...]
+    level: tuple[float, ...]
+    profile: tuple[tuple[float, ...], ...]
+    live_share: float
+    users_reference: float | None
+    entries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CityStatistics:
+        """The inverse of `to_json`."""
+        lists = {"reference": tuple(fields["reference"]), "level": tuple(fields["level"])}
+        profile = tuple(tuple(day) for day in fields["profile"])
+        single = {name: fields[name] for name in ("live_share", "users_reference", "entries")}
+        return cls(**lists, profile=profile, **single)
+
+
+#: Per city; None where a city has no training part, so that nothing may be measured there.
+Statistics = Mapping[str, CityStatistics | None]
+
+
+def clock(minute: _Ints, step_minutes: int | _Ints) -> tuple[_Ints, _Ints]:
+    """Slot of the day and weekday (0 = Monday) of minutes since 1970-01-01, a Thursday."""
+    return minute % 1440 // step_minutes, (minute // 1440 + 3) % 7
+
+
+def city_statistics(out: Location, index: StoreIndex, city: str, splits: Sequence[Split], layout: Layout) -> dict[str, CityStatistics | None]:
+    """The statistics of one city under each split (by its name), None where no training entry was measured; one pass over its shards."""
+    rows = index.rows_of(city)
+    ranges = {split.name: assign(index, split).train for split in splits}
+    found = {name: _Measured(int((index.step_minutes[rows[0]])), _most_entries(index, train, rows, layout)) for name, train in ranges.items()}
+    for first_row, traffic, users in _read_series(out, index, rows, layout):
+        for name, measured in found.items():
+            low, high = ranges[name][first_row]
+            if low < high:
+                minute = index.start_minute[first_row] + np.arange(low, high) * measured.step_minutes
+                measured.add(traffic[:, low:high], users[low:high], minute)
+    return {name: measured.result() for name, measured in found.items()}
+
+
+def _most_entries(index: StoreIndex, train: _Ints, rows: _Ints, layout: Layout) -> int:
+    first = rows[index.run[rows] == 0]
+    return int((train[first, 1] - train[first, 0]).sum()) * layout.cells
+
+
+def _read_series(out: Location, index: StoreIndex, rows: _Ints, layout: Layout) -> Iterator[tuple[int, NDArray, NDArray]]:
+    """(first row, traffic (c, t, s), users (t, s)) of every whole series among `rows`, one row group in memory at a time."""
+    traffic: list[NDArray] = []
+    users: list[NDArray] = []
+    at = 0
+    for shard in dict.fromkeys(index.shard[rows].tolist()):
+        location = out.child(index.shards[shard])
+        metadata = location.read_metadata()
+        for group in range(metadata.num_row_groups):
+            for run in decode(location.read_table(["traffic", "users", "xy"], [group], metadata), layout):
+                row = rows[at]
+                traffic.append(run.traffic[:, : index.core_steps[row]])
+                users.append(run.users[: index.core_steps[row]])
+                at += 1
+                if at == len(rows) or index.run[rows[at]] == 0:
+                    yield int(row - index.run[row]), np.concatenate(traffic, axis=1), np.concatenate(users)
+                    traffic, users = [], []
+    assert at == len(rows), f"{at} rows read, the index has {len(rows)}"
+
+
+class _Measured:
+    """Sums over the training series of one city under one split."""
+
+    def __init__(self, step_minutes: int, most_entries: int) -> None:
+        self.step_minutes = step_minutes
+        self.slots = 1440 // step_minutes
+        self.most_entries = most_entries
+        self.top: list[_Top] = []
+        self.users = _Top(most_entries)
+        self.total = np.zeros(7 * self.slots)
+        self.count = np.zeros(7 * self.slots)
+        self.seen: set[int] = set()
+        self.means: list[_Floats] = []
+
+    def add(self, traffic: NDArray, users: NDArray, minute: _Ints) -> None:
+        """One series: traffic (c, t, s), users (t, s), the minute of each step."""
+        if not self.top:
+            self.top = [_Top(self.most_entries) for _ in traffic]
+        for top, values in zip(self.top, traffic, strict=True):
+            top.add(values)
+        self.users.add(users)
+        present = np.isfinite(traffic)
+        number = present.sum(axis=1)
+        mean = np.where(present, traffic, 0.0).sum(axis=1, dtype=np.float64) / np.maximum(number, 1)
+        mean[number == 0] = np.nan
+        self.means.append(mean)
+        live = (present & (mean > 0)[:, None]).transpose(1, 0, 2)
+        ratio = np.where(live, traffic.transpose(1, 0, 2) / np.where(mean > 0, mean, 1.0), 0.0).sum(axis=(1, 2))
+        slot, weekday = clock(minute, self.step_minutes)
+        at = weekday * self.slots + slot
+        np.add.at(self.total, at, ratio)
+        np.add.at(self.count, at, live.sum(axis=(1, 2)))
+        self.seen.update(minute[live.any(axis=(1, 2))].tolist())
+
+    def result(self) -> CityStatistics | None:
+        """The statistics; None when nothing was measured."""
+        entries = sum(top.count for top in self.top)
+        if not entries:
+            return None
+        means = np.concatenate(self.means, axis=1)
+        live = means > 0
+        return CityStatistics(
+            reference=tuple(top.percentile() for top in self.top),
+            level=tuple(float(np.median(mean[alive])) if alive.any() else 0.0 for mean, alive in zip(means, live, strict=True)),
+            profile=tuple(tuple(day) for day in self._profile().tolist()),
+            live_share=float(live.sum() / np.isfinite(means).sum()),
+            users_reference=self.users.percentile() if self.users.count else None,
+            entries=entries,
+        )
+
+    def _profile(self) -> _Floats:
+        """(7, slots)."""
+        total, count = self.total.reshape(7, -1), self.count.reshape(7, -1)
+        slot, weekday = clock(np.fromiter(self.seen, np.int64, len(self.seen)), self.step_minutes)
+        days = np.bincount(weekday * self.slots + slot, minlength=7 * self.slots).reshape(7, -1)
+        by_day = total / np.maximum(count, 1)
+        by_slot = np.where(count.sum(0) > 0, total.sum(0) / np.maximum(count.sum(0), 1), 1.0)
+        weight = days / (days + SHRINK)
+        profile = weight * by_day + (1 - weight) * by_slot
+        mean = profile.mean()
+        return profile / mean if mean > 0 else np.ones_like(profile)
+
+
+class _Top:
+    """The exact upper percentile of a stream of values of which at most `most` are finite: only the largest ones are kept."""
+
+    def __init__(self, most: int) -> None:
+        self.keep = int(np.ceil(most * (1 - PERCENTILE / 100))) + 2
+        self.count = 0
+        self.values = np.zeros(0)
+
+    def add(self, values: NDArray) -> None:
+        """Take the finite values in."""
+        finite = values[np.isfinite(values)].astype(np.float64)
+        self.count += len(finite)
+        joined = np.concatenate((self.values, finite))
+        self.values = np.partition(joined, len(joined) - self.keep)[-self.keep :] if len(joined) > self.keep else joined
+
+    def percentile(self) -> float:
+        """Linear interpolation between order statistics, as numpy's default."""
+        ordered = np.sort(self.values)
+        position = (self.count - 1) * (PERCENTILE / 100) - (self.count - len(ordered))
+        low = int(np.floor(position))
+        high = min(low + 1, len(ordered) - 1)
+        return float(ordered[low] + (ordered[high] - ordered[low]) * (position - low))
