@@ -11,7 +11,7 @@ import pydantic
 __all__ = ["EvaluateConfig", "ForecastConfig", "PrepareConfig", "QuickstartConfig", "TrainConfig", "from_json", "to_json"]
 
 T = TypeVar("T")
-SplitName = Literal["published", "place", "time", "all"]
+SplitName = Literal["published", "place", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class TrainConfig:
     model: str = "uomo"
     preset: str = "small"
     split: SplitName = "time"
-    """Which part of the store is trained on; `all` uses everything and validates on held-back places."""
+    """Which part of the store is trained on."""
     steps: int = 3000
     """Optimisation steps in all."""
     batch: int = 64
@@ -54,8 +54,11 @@ class TrainConfig:
     """Tasks of the mask mixture."""
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
     """Their weights."""
-    contexts: tuple[str, ...] = ("users", "poi")
-    """Contexts the model may look at, where the store has them."""
+    contexts: tuple[str, ...] = ("users",)
+    """Contexts (users, poi) the model may look at, where the store has them. POI are fingerprints of a place: they help where
+    the forecast places are trained on, and harm in new ones."""
+    drop_contexts: float = 0.5
+    """Share of training windows from which a context is taken away, so that cities without it are answered too."""
     window: int = 64
     """Time slots of a window."""
     seed: int = 0
@@ -73,6 +76,14 @@ class TrainConfig:
     """Checkpoints kept besides the best."""
     max_failures: int = 3
     """Worker failures survived by restarting from the newest checkpoint."""
+
+
+    def __post_init__(self) -> None:
+        if len(self.tasks) != len(self.weights):
+            raise ValueError(f"weights: {self.weights}, expected one a task of {self.tasks}")
+        for name in ("steps", "batch", "workers", "threads", "validate_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

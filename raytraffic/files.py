@@ -21,9 +21,9 @@ _TEMPORARY = ".tmp-"
 
 
 def parquet_bytes(table: pa.Table, *, row_group_rows: int | None = None, byte_split: Sequence[str] = ()) -> bytes:
-    """A table as a Parquet file (zstd); float columns whose leaves are named in `byte_split` are split byte by byte, others dictionary-coded."""
+    """A table as a zstd Parquet file; the float leaves named in `byte_split` are stored byte by byte, the others by dictionary."""
     sink = pa.BufferOutputStream()
-    leaves = pq.ParquetFile(_empty_parquet(table.schema)).schema
+    leaves = pq.ParquetFile(_footer_only(table)).schema
     dictionary = [leaves.column(i).path for i in range(len(leaves)) if leaves.column(i).path not in byte_split]
     pq.write_table(
         table,
@@ -81,11 +81,11 @@ class Location:
 
     def exists(self) -> bool:
         """Whether a file or a folder is there."""
-        return bool(self._filesystem().get_file_info(self.path).type != pafs.FileType.NotFound)
+        return bool(self.filesystem().get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def list(self) -> list[Location]:
         """What lies directly in this folder, sorted; empty when there is no such folder."""
-        found = self._filesystem().get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        found = self.filesystem().get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         names = {info.path.rstrip("/").rsplit("/", 1)[-1] for info in found if info.path.rstrip("/") != self.path}
         return [self.child(name) for name in sorted(names) if not name.startswith(_TEMPORARY)]
 
@@ -101,7 +101,7 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The file's content; FileNotFoundError when absent."""
-        with self._filesystem().open_input_stream(self.path) as stream:
+        with self.filesystem().open_input_stream(self.path) as stream:
             return bytes(stream.read())
 
     def write_bytes(self, data: bytes) -> None:
@@ -144,7 +144,7 @@ class Location:
     def _parquet(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
         try:
             with (
-                self._filesystem().open_input_file(self.path) as stream,
+                self.filesystem().open_input_file(self.path) as stream,
                 pq.ParquetFile(stream, metadata=metadata, pre_buffer=True) as file,
             ):
                 yield file
@@ -153,7 +153,8 @@ class Location:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self}: truncated or corrupt ({error}), expected a whole Parquet file") from error
 
-    def _filesystem(self) -> pafs.FileSystem:
+    def filesystem(self) -> pafs.FileSystem:
+        """The Arrow filesystem that `path` is a path of."""
         return pafs.PyFileSystem(pafs.FSSpecHandler(_s3())) if self.scheme == "s3" else pafs.LocalFileSystem()
 
 
@@ -172,8 +173,8 @@ def _umask() -> int:
     return current
 
 
-def _empty_parquet(schema: pa.Schema) -> pa.BufferReader:
-    """An empty file of this schema, which is how the names of its leaf columns are learnt."""
+def _footer_only(table: pa.Table) -> pa.BufferReader:
+    """A file without rows, which is how the names of a table's leaf columns are learnt."""
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    pq.write_table(table.slice(0, 0), sink)
     return pa.BufferReader(sink.getvalue())

@@ -86,11 +86,12 @@ class Scaling:
     def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
         if self.prior == "none":
             return torch.zeros_like(batch.traffic)
-        flat = torch.asinh(profile).expand_as(batch.traffic)
-        if "profile" in batch.context:
-            return flat
-        earlier, found = same_slot(batch)
-        return torch.where(found, torch.asinh(earlier / level), flat)
+        shaped = torch.asinh(profile).expand_as(batch.traffic)
+        unknown_city = (profile == 1).all(dim=2, keepdim=True)
+        if not bool(unknown_city.any()):
+            return shaped
+        other_day, found = same_slot(batch)
+        return torch.where(found & unknown_city, torch.asinh(other_day / level), shaped)
 
 
 def _profile(batch: TrafficBatch) -> Tensor:

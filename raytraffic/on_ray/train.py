@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import nn
 
 from raytraffic import registry
+from raytraffic.augment import drop_contexts, turn_tiles
 from raytraffic.checkpoint import committed, read_tensors, save_forecaster
 from raytraffic.config import TrainConfig, from_json, to_json
 from raytraffic.files import Location
@@ -37,7 +38,7 @@ from raytraffic.resume import newest, prune, restore, save
 from raytraffic.store import Store, open_store
 from raytraffic.training_log import TrainingLog
 from raytraffic.types import TrafficBatch
-from raytraffic.windows import Windows, to_batch
+from raytraffic.windows import Windows, windows_for
 
 __all__ = ["train"]
 
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> Location:
             run_config=RunConfig(
                 name=f"launch-{launches:03d}",
                 storage_path=storage.path,
-                storage_filesystem=storage.filesystem,
+                storage_filesystem=storage.filesystem(),
                 failure_config=FailureConfig(max_failures=config.max_failures),
             ),
         )
@@ -77,11 +78,10 @@ def train(config: TrainConfig) -> Location:
 def _check(config: TrainConfig, out: Location) -> None:
     """Refuses wrong settings before any worker starts, and saves them with the run."""
     store = open_store(config.store)
-    model_config(config, store)
     named_tasks(config.tasks)
     if config.batch % config.workers:
         raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
-    Windows(store, config.split, config.window).training(config.seed)
+    windows_for(store, config.split, model_config(config, store)).training(config.seed)
     path = out.child("config.json")
     if path.exists():
         before = json.loads(path.read_bytes())
@@ -94,8 +94,15 @@ def _check(config: TrainConfig, out: Location) -> None:
 def model_config(config: TrainConfig, store: Store) -> Any:
     """The model's configuration for a store: its services and POI vocabulary, and only contexts the store really has."""
     preset = registry.model(config.model).preset(config.preset)
-    contexts = tuple(name for name in config.contexts if name in store.contexts)
-    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=max(1, len(store.poi_categories)))
+    contexts = tuple(name for name in config.contexts if name in _contexts(store))
+    poi = store.poi_categories if "poi" in contexts else ()
+    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window)
+
+
+def _contexts(store: Store) -> set[str]:
+    """The contexts that at least one city of a store has."""
+    users = {"users"} if any(city["has_users"] for city in store.manifest["cities"].values()) else set()
+    return users | ({"poi"} if store.poi_categories else set())
 
 
 def _worker(raw: dict[str, Any]) -> dict[str, float]:
@@ -159,7 +166,7 @@ class _Run:
             done = int(state["done"])
             best = {name: state[name] for name in best}
         log = TrainingLog(out, done) if rank == 0 else TrainingLog(None, done)
-        windows = Windows(store, config.split, config.window)
+        windows = windows_for(store, config.split, chosen)
         return cls(config, rank, world, device, windows, chosen, wrapped, model, adam, ema, settings, log, done, best)
 
     def loop(self, batches: Iterator[dict[str, NDArray[Any]]]) -> None:
@@ -173,8 +180,9 @@ class _Run:
             columns = next(batches)
             waited += time.monotonic() - before
             # The sample's number salts its key: the same window has other noise in every pass.
-            batch = to_batch(columns, self.windows.store).to(self.device)
+            batch = self.windows.batch(columns).to(self.device)
             seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
+            batch = drop_contexts(turn_tiles(batch, seeds), seeds, config.drop_contexts)
             batch = mixture(batch, tasks, config.weights, seeds)
             figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
             self.done += 1
@@ -214,7 +222,7 @@ class _Run:
         if columns is None:
             return float("nan")
         tasks = named_tasks(self.config.tasks)
-        batch = mixture(to_batch(columns, self.windows.store).to(self.device), tasks, self.config.weights, seed=-1)
+        batch = mixture(self.windows.batch(columns).to(self.device), tasks, self.config.weights, seed=-1)
         total = torch.zeros(2, device=self.device, dtype=torch.float64)
         self.model.eval()
         with self.ema.applied(self.model):
@@ -248,7 +256,7 @@ class _Run:
         for name, number in steps.items():
             average = read_tensors(out.child("checkpoints", f"step-{number:08d}"), "ema.safetensors")
             facts = {"Training": to_json(self.config), "Step": str(number), "Validation loss": str(self.best["best_loss"])}
-            facts |= {"Cities": self.windows.store.describe()}
+            facts |= {"Cities": dict(self.windows.store.manifest["cities"])}
             save_forecaster(out.child(name), average, self.config.model, self.model_config, facts)
 
 

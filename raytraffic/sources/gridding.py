@@ -125,13 +125,16 @@ def count_within(
 
 def common_steps(station: NDArray[np.int64], time: NDArray[np.int64], stations: int) -> NDArray[np.int64]:
     """(s,) most common difference between consecutive distinct times of each station, the smallest of equals; 0 for a single time."""
-    pairs = np.unique(np.stack([station, time], axis=1), axis=0)
-    same = pairs[1:, 0] == pairs[:-1, 0]
-    found, times_seen = np.unique(np.stack([pairs[1:, 0], np.diff(pairs[:, 1])], axis=1)[same], axis=0, return_counts=True)
-    order = np.lexsort((found[:, 1], -times_seen, found[:, 0]))
-    owner, first = np.unique(found[order, 0], return_index=True)
+    order = np.lexsort((time, station))
+    owner, gap = station[order][1:], np.diff(time[order])
+    counted = (owner == station[order][:-1]) & (gap > 0)
+    distinct, code = np.unique(gap[counted], return_inverse=True)
+    pairs, seen = np.unique(owner[counted] * max(len(distinct), 1) + code, return_counts=True)
+    owner, code = np.divmod(pairs, max(len(distinct), 1))
+    best = np.lexsort((code, -seen, owner))
+    owner, first = np.unique(owner[best], return_index=True)
     steps = np.zeros(stations, dtype=np.int64)
-    steps[owner] = found[order[first], 1]
+    steps[owner] = distinct[code[best[first]]]
     return steps
 
 

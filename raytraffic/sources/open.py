@@ -94,12 +94,12 @@ _SCHEMES: Mapping[str, _Scheme] = {
     "grid": _Scheme(
         "a .npz file",
         lambda path, arguments: GridArrays(path, **arguments),
-        _same(_TEXT, "name", "row_order") | _same(_NUMBER, "cell_metres") | _same(_INTEGER, "aggregate_minutes"),
+        _same(_TEXT, "name", "row_order", "start", "unit") | _same(_NUMBER, "cell_metres") | _same(_INTEGER, "aggregate_minutes"),
     ),
     "cdr": _Scheme(
         "Telecom Italia records",
         lambda path, arguments: TelecomItaliaRecords(path, **arguments),
-        _same(_TEXT, "timezone") | _same(_INTEGERS, "squares") | _same(_INTEGER, "aggregate_minutes"),
+        _same(_TEXT, "name", "timezone") | _same(_INTEGERS, "squares") | _same(_INTEGER, "aggregate_minutes"),
     ),
     "table": _Scheme(
         "a CSV or Parquet file",
@@ -144,7 +144,8 @@ def _arguments(spec: str, scheme: _Scheme, query: str) -> dict[str, Any]:
         name, equals, text = part.partition("=")
         option = scheme.options.get(name)
         if option is None:
-            raise ValueError(f"source {spec!r}: option {name!r}, expected one of {sorted(scheme.options) or 'none at all'}")
+            expected = f"one of {sorted(scheme.options)}" if scheme.options else "none"
+            raise ValueError(f"source {spec!r}: option {name!r}, expected {expected}")
         if option.argument in arguments:
             raise ValueError(f"source {spec!r}: option {name!r} is given twice, expected once")
         try:

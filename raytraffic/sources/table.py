@@ -7,7 +7,7 @@ is not covered there raises a ValueError that names the table, the row or statio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -52,7 +52,7 @@ class Columns:
     category: str = "category"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LongTable:
     """One city from an operator's tables; the file or frame is only read by `read`.
 
@@ -76,6 +76,7 @@ class LongTable:
     """
 
     traffic: Table
+    _: KW_ONLY
     sites: Table | None = None
     users: Table | None = None
     poi: Table | None = None
@@ -319,7 +320,7 @@ def _degrees(frame: pd.DataFrame, column: str, label: str, limit: float) -> NDAr
 
 def _local_times(frame: pd.DataFrame, column: str, label: str, timezone: str | None) -> NDArray[np.int64]:
     """(n,) local wall-clock time in microseconds since 1970-01-01 00:00 local."""
-    times = frame[column] if frame[column].dtype.kind == "M" else _parsed_times(frame[column], column, label)
+    times = frame[column] if frame[column].dtype.kind == "M" else _parsed_times(frame, column, label)
     if times.isna().any():
         row = int(times.isna().to_numpy().argmax())
         raise ValueError(f"{label}: row {row + 1}, column {column!r}: {frame[column].iloc[row]!r}, expected an ISO 8601 date-time")
@@ -332,15 +333,16 @@ def _local_times(frame: pd.DataFrame, column: str, label: str, timezone: str | N
     return local
 
 
-def _parsed_times(column: pd.Series, name: str, label: str) -> pd.Series:
+def _parsed_times(frame: pd.DataFrame, column: str, label: str) -> pd.Series:
     """Text as date-times (NaT where it is none), in UTC if all of it has a zone."""
-    if column.dtype.kind in "iufb":
-        raise ValueError(f"{label}: column {name!r}: {column.iloc[0]!r}, a number, expected an ISO 8601 date-time")
-    codes, distinct = pd.factorize(column.astype(str))  # a table has few distinct times, and parsing is slow
+    values = frame[column]
+    if values.dtype.kind in "iufb":
+        raise ValueError(f"{label}: column {column!r}: {values.iloc[0]!r}, a number, expected an ISO 8601 date-time")
+    codes, distinct = pd.factorize(_texts(frame, column, label))  # a table has few distinct times, and parsing is slow
     text = pd.Series(distinct, dtype=str)
     zoned = text.str.contains(_WITH_ZONE).to_numpy(bool)
     if zoned.any() and not zoned.all():
         row = int((zoned[codes] != zoned[codes[0]]).argmax())
-        raise ValueError(f"{label}: row {row + 1}, column {name!r}: {column.iloc[row]!r}, expected all date-times with a zone, or none")
+        raise ValueError(f"{label}: row {row + 1}, column {column!r}: {values.iloc[row]!r}, expected all date-times with a zone, or none")
     parsed = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=bool(zoned.all()))
     return parsed.take(codes).reset_index(drop=True)

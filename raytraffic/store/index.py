@@ -76,7 +76,7 @@ class StoreIndex:
 
     @classmethod
     def of(cls, table: pa.Table, layout: Layout) -> StoreIndex:
-        """The index held by a table of the columns that `prepare.index_table` writes."""
+        """The index held by a table of the columns that `parts.index_table` writes."""
         codes: dict[str, _Ints] = {}
         names: dict[str, tuple[str, ...]] = {}
         for name in ("city", "period", "tile", "shard"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from raytraffic.store.layout import Layout
 from raytraffic.store.tiling import Tiles
 from raytraffic.tokens import tokenise, untokenise
 
-__all__ = ["BYTE_SPLIT", "Run", "decode", "encode", "epoch_minute"]
+__all__ = ["BYTE_SPLIT", "Run", "decode", "decode_series", "encode", "epoch_minute"]
 
 #: Leaves whose float32 values compress better when their four bytes are stored apart.
 BYTE_SPLIT = ("traffic.list.element", "users.list.element")
@@ -66,7 +67,7 @@ def encode(city: City, tiles: Tiles, rows: range, layout: Layout) -> tuple[pa.Ta
         "xy": _tensors(_at_cells(xy.T, cells, np.nan).swapaxes(1, 2)),
         "sites": pa.array([["" if i < 0 else city.sites[i] for i in row] for row in cells], pa.list_(pa.string())),
     }
-    if city.poi is not None and len(city.poi):
+    if city.poi is not None and len(city.poi):  # a tensor column cannot have an empty shape
         columns["poi"] = _tensors(_at_cells(city.poi, cells, 0.0))
     empty = ~np.isfinite(traffic).any(axis=(1, 2, 3, 4))
     return pa.table(columns), [int(k) for k in np.flatnonzero(empty) + rows.start]
@@ -74,14 +75,18 @@ def encode(city: City, tiles: Tiles, rows: range, layout: Layout) -> tuple[pa.Ta
 
 def decode(table: pa.Table, layout: Layout) -> list[Run]:
     """The runs of a table of whole rows, in its order."""
-    tokens = _ndarray(table, "traffic")
-    traffic = _from_tokens(tokens, layout)
-    users = _from_tokens(np.expand_dims(_ndarray(table, "users"), 4), layout)[:, 0]
+    traffic, users = decode_series(table, layout)
     nothing = np.zeros((len(table), 0, layout.cells), dtype=np.float32)
     poi = _ndarray(table, "poi") if "poi" in table.column_names else nothing
     xy = _ndarray(table, "xy")
     # Copies, so that a run kept in memory does not keep the row group it came from.
     return [Run(traffic[i].copy(), users[i].copy(), poi[i].copy(), xy[i].copy()) for i in range(len(table))]
+
+
+def decode_series(table: pa.Table, layout: Layout) -> tuple[_Floats, _Floats]:
+    """Traffic (row, c, t, s) and users (row, t, s) of a table's columns of these names."""
+    users = np.expand_dims(_ndarray(table, "users"), 4)
+    return _from_tokens(_ndarray(table, "traffic"), layout), _from_tokens(users, layout)[:, 0]
 
 
 def _cut(series: _Floats, cells: NDArray[np.int64], run: NDArray[np.int64], layout: Layout) -> _Floats:
@@ -111,11 +116,13 @@ def _from_tokens(tokens: _Floats, layout: Layout) -> _Floats:
 
 
 def _tensors(block: _Floats) -> pa.Array:
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(block))
+    """A row-major tensor column (pyarrow's `from_numpy_ndarray` would declare a permutation where an axis has length 1)."""
+    kind = pa.fixed_shape_tensor(pa.float32(), block.shape[1:])
+    values = pa.array(np.ascontiguousarray(block).reshape(-1), pa.float32())
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, math.prod(block.shape[1:])))
 
 
 def _ndarray(table: pa.Table, name: str) -> _Floats:
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
-    return np.array(column.to_numpy_ndarray())
+    """(row, ...) of a tensor column."""
+    rows = [chunk.to_numpy_ndarray() for chunk in table.column(name).chunks]
+    return np.concatenate(rows) if len(rows) > 1 else np.array(rows[0])

@@ -3,6 +3,7 @@
 published  the publisher's periods: "test" (or, where there is none, "val") is tested, "val" beside a "test" validates
 place      whole places are held out: those of the published val and test periods with all their series, else a seeded choice
 time       the end of every training series is tested; published val and test periods are not used
+all        everything is trained on, nothing is held back: the statistics a forecast of the future uses
 
 Without a validation period a seeded share of the training places (over all cities) validates instead of training.
 """
@@ -20,7 +21,7 @@ from raytraffic.store.index import Series, StoreIndex
 
 __all__ = ["PARTS", "SPLITS", "Assignment", "Part", "Split", "assign"]
 
-SplitName = Literal["published", "place", "time"]
+SplitName = Literal["published", "place", "time", "all"]
 Part = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -70,6 +71,10 @@ def assign(index: StoreIndex, split: Split) -> Assignment:
     """The ranges of every run's series under a split."""
     series = index.table_of_series()
     held = np.isin(np.array(index.periods)[series.period], _HELD_PERIODS)
+    if split.name == "all":
+        nothing = np.zeros_like(held)
+        whole = _whole(series, train=~nothing, validation=nothing, test=nothing)
+        return Assignment(**{part: values[index.series] for part, values in whole.items()})
     choose = {"published": _published, "place": _place, "time": _time}[split.name]
     ranges, spare_last = choose(index, series, held, split)
     _hold_back_validation(index, series, ranges, spare_last, split)
@@ -93,8 +98,8 @@ def _place(index: StoreIndex, series: Series, held: _Bools, split: Split) -> tup
         places = np.flatnonzero(city_of == city)
         out[_smallest(index, places, split.seed, "place", _share(len(places), split.place_share))] = True
     tested = np.where(has_held[series.city], held, out[series.place])
-    nothing = np.zeros_like(held)
-    return _whole(series, train=~held & ~out[series.place], validation=nothing, test=tested), nothing[:0]
+    ranges = _whole(series, train=~held & ~out[series.place], validation=np.zeros_like(held), test=tested)
+    return ranges, np.zeros(len(index.places), dtype=bool)
 
 
 def _time(index: StoreIndex, series: Series, held: _Bools, split: Split) -> tuple[dict[Part, _Ints], _Bools]:
@@ -107,15 +112,14 @@ def _time(index: StoreIndex, series: Series, held: _Bools, split: Split) -> tupl
     }
     for values in ranges.values():
         values[held] = 0
-    return ranges, np.zeros(0, dtype=bool)
+    return ranges, np.zeros(len(index.places), dtype=bool)
 
 
 def _hold_back_validation(index: StoreIndex, series: Series, ranges: dict[Part, _Ints], spare_last: _Bools, split: Split) -> None:
     """Move a share of the training places to validation, in place; places of `spare_last` only when no others are left."""
     has_validation = _any_by(series.city, _width(ranges["validation"]) > 0, len(index.cities))
     candidates = np.unique(series.place[(_width(ranges["train"]) > 0) & ~has_validation[series.city]])
-    late = spare_last[candidates] if len(spare_last) else np.zeros(len(candidates), dtype=bool)
-    chosen = _smallest(index, candidates, split.seed, "validation", _share(len(candidates), split.validation_share), late)
+    chosen = _smallest(index, candidates, split.seed, "validation", _share(len(candidates), split.validation_share), spare_last)
     moved = np.isin(series.place, chosen) & (_width(ranges["train"]) > 0)
     ranges["validation"][moved] = ranges["train"][moved]
     ranges["train"][moved] = 0
@@ -128,8 +132,8 @@ def _share(places: int, share: float) -> int:
 
 def _smallest(index: StoreIndex, places: _Ints, seed: int, purpose: str, count: int, late: _Bools | None = None) -> _Ints:
     """`count` places with the smallest hashes of (purpose, seed, city, tile), those marked `late` after all others."""
-    hashes = [text_key("|".join((purpose, str(seed), *index.places[place]))) for place in places]
-    order = np.lexsort((hashes, np.zeros(len(places)) if late is None else late))
+    hashes = np.array([text_key("|".join((purpose, str(seed), *index.places[place]))) for place in places], dtype=np.int64)
+    order = np.lexsort((hashes, np.zeros(len(places), dtype=bool) if late is None else late[places]))
     return places[order[:count]]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from raytraffic.files import Location
 from raytraffic.store.index import StoreIndex
 from raytraffic.store.layout import Layout
-from raytraffic.store.shards import decode
+from raytraffic.store.shards import decode_series
 from raytraffic.store.splits import Split, assign
 
 __all__ = ["CityStatistics", "Statistics", "city_statistics", "clock"]
@@ -54,9 +54,7 @@ class CityStatistics:
     def from_json(cls, fields: Mapping[str, Any]) -> CityStatistics:
         """The inverse of `to_json`."""
         lists = {"reference": tuple(fields["reference"]), "level": tuple(fields["level"])}
-        profile = tuple(tuple(day) for day in fields["profile"])
-        single = {name: fields[name] for name in ("live_share", "users_reference", "entries")}
-        return cls(**lists, profile=profile, **single)
+        return cls(**{**fields, **lists, "profile": tuple(tuple(day) for day in fields["profile"])})
 
 
 #: Per city; None where a city has no training part, so that nothing may be measured there.
@@ -68,11 +66,14 @@ def clock(minute: _Ints, step_minutes: int | _Ints) -> tuple[_Ints, _Ints]:
     return minute % 1440 // step_minutes, (minute // 1440 + 3) % 7
 
 
-def city_statistics(out: Location, index: StoreIndex, city: str, splits: Sequence[Split], layout: Layout) -> dict[str, CityStatistics | None]:
-    """The statistics of one city under each split (by its name), None where no training entry was measured; one pass over its shards."""
+def city_statistics(
+    out: Location, index: StoreIndex, city: str, splits: Sequence[Split], layout: Layout
+) -> dict[str, CityStatistics | None]:
+    """One city's statistics under each split (by name), None where no training entry was measured; one pass over its shards."""
     rows = index.rows_of(city)
     ranges = {split.name: assign(index, split).train for split in splits}
-    found = {name: _Measured(int((index.step_minutes[rows[0]])), _most_entries(index, train, rows, layout)) for name, train in ranges.items()}
+    step = int(index.step_minutes[rows[0]])
+    found = {name: _Measured(step, _most_entries(index, train, rows, layout)) for name, train in ranges.items()}
     for first_row, traffic, users in _read_series(out, index, rows, layout):
         for name, measured in found.items():
             low, high = ranges[name][first_row]
@@ -96,10 +97,11 @@ def _read_series(out: Location, index: StoreIndex, rows: _Ints, layout: Layout) 
         location = out.child(index.shards[shard])
         metadata = location.read_metadata()
         for group in range(metadata.num_row_groups):
-            for run in decode(location.read_table(["traffic", "users", "xy"], [group], metadata), layout):
+            table = location.read_table(["traffic", "users"], [group], metadata)
+            for run_traffic, run_users in zip(*decode_series(table, layout), strict=True):
                 row = rows[at]
-                traffic.append(run.traffic[:, : index.core_steps[row]])
-                users.append(run.users[: index.core_steps[row]])
+                traffic.append(run_traffic[:, : index.core_steps[row]])
+                users.append(run_users[: index.core_steps[row]])
                 at += 1
                 if at == len(rows) or index.run[rows[at]] == 0:
                     yield int(row - index.run[row]), np.concatenate(traffic, axis=1), np.concatenate(users)

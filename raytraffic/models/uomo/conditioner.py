@@ -40,7 +40,7 @@ class UomoConditioner(nn.Module):
         if "users" in self.contexts:
             fields += 2
         if "poi" in self.contexts:
-            self.poi_static = nn.Linear(config.poi_categories, config.poi_features)
+            self.poi_static = nn.Linear(len(config.poi_categories), config.poi_features)
             self.poi_dynamic = nn.Linear(config.poi_features + config.clock_features, config.poi_features)
             fields += config.poi_features
         self.field_token = nn.Linear(fields * volume, config.hidden)

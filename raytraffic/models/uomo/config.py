@@ -9,12 +9,32 @@ from raytraffic.models.uomo.conditioner import UomoConditioner
 from raytraffic.models.uomo.denoiser import UomoDenoiser
 from raytraffic.nn.transformer import initialise
 
-__all__ = ["PRESETS", "UomoConfig", "build", "preset"]
+__all__ = ["POI_CATEGORIES", "PRESETS", "UomoConfig", "build", "preset"]
+
+
+#: The paper's Table 7.
+POI_CATEGORIES = (
+    "Shopping",
+    "Enterprise",
+    "Restaurant",
+    "Local Living",
+    "Transportation",
+    "Public Health",
+    "Automobile",
+    "Physical facilities",
+    "Accommodation",
+    "Finance",
+    "Government organs",
+    "Education",
+    "Business",
+    "Public facilities",
+    "scenic spot",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UomoConfig:
-    """Sizes of one UoMo: `token` = (t0, h0, v0) entries a token; `contexts` it looks at; the shared forecaster settings."""
+    """Sizes of one UoMo: `token` = (t0, h0, v0) entries a token; `contexts` it looks at, POI by name; windows of `window` slots."""
 
     depth: int
     hidden: int
@@ -22,7 +42,8 @@ class UomoConfig:
     token: tuple[int, int, int] = (4, 4, 4)
     services: int = 1
     contexts: tuple[str, ...] = ("users", "poi")
-    poi_categories: int = 15
+    poi_categories: tuple[str, ...] = POI_CATEGORIES
+    window: int = 64
     poi_features: int = 8
     clock_features: int = 16
     forecaster: ForecasterConfig = field(default_factory=ForecasterConfig)

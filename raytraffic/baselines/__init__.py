@@ -1,0 +1,1 @@
+"""What a model has to beat: simple rules behind the same forecast contract."""

@@ -1,0 +1,92 @@
+"""The command line: `raytraffic <verb>`, one verb a job; `jobs/<verb>.py` are the same verbs for `ray job submit`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import tyro
+
+from raytraffic.config import EvaluateConfig, ForecastConfig, PrepareConfig, QuickstartConfig, TrainConfig, to_json
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb's configuration and the function, by module, that carries it out."""
+
+    config: type[Any]
+    module: str
+    function: str
+
+    def run(self, config: Any) -> Any:
+        """Carries the verb out; its module (and with it ray) is imported only now, so that --help is quick."""
+        function: Callable[[Any], Any] = getattr(import_module(self.module), self.function)
+        return function(config)
+
+
+VERBS: dict[str, Verb] = {
+    "prepare": Verb(PrepareConfig, "raytraffic.on_ray.prepare", "prepare"),
+    "train": Verb(TrainConfig, "raytraffic.on_ray.train", "train"),
+    "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.evaluate", "evaluate"),
+    "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
+    "quickstart": Verb(QuickstartConfig, "raytraffic.on_ray.quickstart", "quickstart"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, 1 for a failure, 2 for a mistake in what was asked for (told in one line), 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] not in VERBS:
+        print(f"raytraffic: unknown verb {words[0]!r}, expected one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    verb = VERBS[words[0]]
+    try:
+        config = tyro.cli(verb.config, prog=f"raytraffic {words[0]}", args=words[1:])
+        print(f"raytraffic {words[0]} {json.dumps(to_json(config))}", flush=True)
+        result = verb.run(config)
+    except KeyboardInterrupt:
+        print(f"raytraffic {words[0]}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None or os.environ.get("RAYTRAFFIC_TRACEBACK"):
+            raise
+        print(f"raytraffic {words[0]}: {mistake}", file=sys.stderr)
+        return 2
+    print(f"raytraffic {words[0]}: done: {result}", flush=True)
+    return 0
+
+
+def _mistake(error: BaseException) -> str | None:
+    """The message of the user's mistake (a ValueError, also one raised in a Ray worker), or None if it is ours."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        if isinstance(error, ValueError):
+            return str(getattr(error, "cause", error)).strip().splitlines()[-1].removeprefix("ValueError: ")
+        failures = getattr(error, "worker_failures", None) or {}
+        inner = next(iter(failures.values()), None) or getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            return None
+        error = inner
+    return None
+
+
+def _overview() -> str:
+    lines = ["usage: raytraffic <verb> [options]; raytraffic <verb> --help lists its options", ""]
+    lines += [f"  {name:<11} {(verb.config.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Scores of forecasts: point, distribution, calibration, and sums of them that merge over batches and workers."""

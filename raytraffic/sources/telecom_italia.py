@@ -1,0 +1,189 @@
+"""The Telecom Italia Big Data Challenge's call detail records of Milan (Nov-Dec 2013, doi 10.7910/DVN/EGZHFV, ODbL 1.0).
+
+A record is the activity of one square of the 100 x 100 grid in ten minutes, by country code of the other party, in units
+proportional to the number of events; what did not happen has no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raytraffic.sources.city import City
+from raytraffic.sources.grid import cell_centres
+from raytraffic.sources.resample import resample
+from raytraffic.sources.series import check_name
+
+__all__ = ["CELL_METRES", "COLUMNS", "SERVICES", "TelecomItaliaRecords"]
+
+#: The channels, in the order of the files' columns.
+SERVICES = ("sms_in", "sms_out", "call_in", "call_out", "internet")
+#: The eight columns of a record; `t_ms` is the begin of the ten minutes in milliseconds since 1970 (UTC).
+COLUMNS = ("square_id", "t_ms", "country_code", *SERVICES)
+#: Side of a square.
+CELL_METRES = 235.0
+
+_SIDE = 100
+_STEP_MINUTES = 10
+_STEP_MS = _STEP_MINUTES * 60_000
+#: More entries of a dense (c, t, s) array than this are a mistyped time, not a city.
+_MAX_ENTRIES = 2**31
+_SUFFIXES = (".txt", ".txt.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class TelecomItaliaRecords:
+    """Milan's records, from one file or a folder of them: the original tab-separated text without header (.txt, .txt.gz) or Parquet.
+
+    The 8 COLUMNS, in that order in text and by name in Parquet. Country codes are summed; a square without a record in a
+    step had no activity (0), but a step without a record of any square in the files is an outage (NaN). Local time is
+    UTC plus the offset that `timezone` has at the first record, throughout: a change to or from summer time neither
+    doubles nor loses a slot (November and December have none). Square = row * 100 + column + 1, row 0 = south; `squares`
+    are the wanted ones (None: all that occur), always sorted. They form a grid, south row first, where they fill a
+    rectangle, otherwise stations; `xy` are metres from the grid's south-west corner. `aggregate_minutes` sums to a
+    coarser step.
+
+    Memory: 36 bytes for each square and step with a record, and 20 for each square and step.
+    """
+
+    path: str | Path
+    _: KW_ONLY
+    squares: Sequence[int] | None = None
+    name: str = "milan"
+    timezone: str = "Europe/Rome"
+    aggregate_minutes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.squares is not None:
+            if not self.squares or len(set(self.squares)) != len(self.squares):
+                raise ValueError(f"squares: {list(self.squares)}, expected one or more different square ids")
+            if not all(1 <= square <= _SIDE**2 for square in self.squares):
+                raise ValueError(f"squares: {min(self.squares)}..{max(self.squares)}, expected ids in 1..{_SIDE**2}")
+        try:
+            ZoneInfo(self.timezone)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"timezone: {self.timezone!r}, expected an IANA name such as 'Europe/Rome'") from error
+
+    def names(self) -> Sequence[str]:
+        """The one name these records were given."""
+        return (self.name,)
+
+    def read(self, name: str) -> Iterator[City]:
+        """The city, as one record; ValueError names the file, column and row that is not as described."""
+        check_name(name, self.names(), self.path)
+        parts, steps = self._parts()
+        squares = self._squares(parts)
+        first, last = int(steps.min()), int(steps.max())
+        traffic = self._dense(parts, squares, first, last)
+        traffic[:, np.setdiff1d(np.arange(last - first + 1), steps - first)] = np.nan
+        row, column = np.divmod(squares - 1, _SIDE)
+        h, w = int(np.ptp(row)) + 1, int(np.ptp(column)) + 1
+        try:
+            city = City(
+                name=self.name,
+                traffic=traffic,
+                services=SERVICES,
+                unit="activity index",
+                start=datetime.fromtimestamp(first * _STEP_MS / 1000, ZoneInfo(self.timezone)).replace(tzinfo=None),
+                step_minutes=_STEP_MINUTES,
+                sites=[str(square) for square in squares],
+                grid=(h, w) if h * w == len(squares) else None,
+                xy=cell_centres(row, column, CELL_METRES),
+            )
+            city = city if self.aggregate_minutes is None else resample(city, self.aggregate_minutes)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        yield city
+
+    def _parts(self) -> tuple[dict[Path, pd.DataFrame], NDArray[np.int64]]:
+        """Sums over country codes of the wanted squares in each file, and all steps that any record tells of."""
+        path = Path(self.path)
+        files = sorted(each for each in path.iterdir() if each.name.endswith(_SUFFIXES)) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path}: no records in the folder, expected files {', '.join(_SUFFIXES)}")
+        parts: dict[Path, pd.DataFrame] = {}
+        steps = []
+        for file in files:
+            records = _read_records(file)
+            steps.append(records["step"].unique())
+            if self.squares is not None:
+                records = records[records["square_id"].isin(list(self.squares))]
+            sums = records.groupby(["step", "square_id"])[list(SERVICES)].sum()
+            parts[file] = sums.astype(np.float32).reset_index()
+        return parts, np.unique(np.concatenate(steps)).astype(np.int64)
+
+    def _squares(self, parts: dict[Path, pd.DataFrame]) -> NDArray[np.int64]:
+        found = np.unique(np.concatenate([part["square_id"].to_numpy(np.int64) for part in parts.values()]))
+        absent = np.setdiff1d(found if self.squares is None else np.array(self.squares), found)
+        if len(absent):
+            raise ValueError(f"{self.path}: no record of the squares {absent[:5].tolist()}, expected some of each of `squares`")
+        return found
+
+    def _dense(self, parts: dict[Path, pd.DataFrame], squares: NDArray[np.int64], first: int, last: int) -> NDArray[np.float32]:
+        """(service, time, square) with 0 where no record is; ValueError where two files tell of one square and step."""
+        shape = (last - first + 1, len(squares))
+        if len(SERVICES) * shape[0] * shape[1] > _MAX_ENTRIES:
+            raise ValueError(f"{self.path}: t_ms: spans {shape[0]} steps of {len(squares)} squares, expected fewer (is a time wrong?)")
+        traffic = np.zeros((len(SERVICES), *shape), dtype=np.float32)
+        told = np.zeros(shape, dtype=bool)
+        for file, part in parts.items():
+            step, square = part["step"].to_numpy() - first, np.searchsorted(squares, part["square_id"].to_numpy())
+            again = told[step, square]
+            if again.any():
+                row = part.iloc[int(again.argmax())]
+                where = f"square_id {int(row['square_id'])} at t_ms {int(row['step']) * _STEP_MS}"
+                raise ValueError(f"{file}: {where} is in another file too, expected all records of a square and step in one")
+            told[step, square] = True
+            for channel, service in enumerate(SERVICES):
+                traffic[channel, step, square] = part[service].to_numpy()
+        return traffic
+
+
+def _read_records(path: Path) -> pd.DataFrame:
+    """The checked records of a file, with their `step` (ten minutes since 1970) in place of t_ms."""
+    try:
+        records = _read_table(path).to_pandas()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file, expected a file or folder of {', '.join(_SUFFIXES)}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read, expected the columns {list(COLUMNS)} of a whole file ({error})") from error
+    if len(records) == 0:
+        raise ValueError(f"{path}: 0 records, expected at least one")
+    for column in COLUMNS:
+        kinds, expected = ("iuf", "numbers") if column in SERVICES else ("iu", "whole numbers, none of them empty")
+        if records[column].dtype.kind not in kinds:
+            raise ValueError(f"{path}: column {column!r}: {records[column].dtype}, expected {expected}")
+    _expect(records["square_id"].between(1, _SIDE**2), records, "square_id", f"1..{_SIDE**2}", path)
+    _expect(records["t_ms"] % _STEP_MS == 0, records, "t_ms", f"a whole step of {_STEP_MINUTES} minutes", path)
+    for service in SERVICES:
+        _expect(~((records[service] < 0) | np.isinf(records[service])), records, service, "a finite value >= 0 or none", path)
+    _expect(~records.duplicated(list(COLUMNS[:3])), records, "country_code", "one record a square, step and country", path)
+    return records.assign(step=records["t_ms"] // _STEP_MS).drop(columns="t_ms")
+
+
+def _read_table(path: Path) -> pa.Table:
+    if path.name.endswith(".parquet"):
+        return pq.read_table(path, columns=list(COLUMNS), partitioning=None)
+    kinds = dict.fromkeys(COLUMNS[:3], pa.int64()) | dict.fromkeys(SERVICES, pa.float64())
+    return pa_csv.read_csv(
+        path,
+        read_options=pa_csv.ReadOptions(column_names=list(COLUMNS)),
+        parse_options=pa_csv.ParseOptions(delimiter="\t"),
+        convert_options=pa_csv.ConvertOptions(column_types=kinds, null_values=[""]),
+    )
+
+
+def _expect(valid: pd.Series, records: pd.DataFrame, column: str, expected: str, path: Path) -> None:
+    if not valid.all():
+        row = int((~valid).to_numpy().argmax())
+        raise ValueError(f"{path}: row {row + 1}, column {column!r}: {records[column].iloc[row]}, expected {expected}")

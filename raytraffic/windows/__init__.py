@@ -1,0 +1,8 @@
+"""Windows cut from the prepared store while streaming, in a training order that can resume at any sample."""
+
+from raytraffic.windows.collate import to_batch
+from raytraffic.windows.cut import Columns, RunReader, cut_windows
+from raytraffic.windows.order import Pool, TrainingOrder, evaluation_windows
+from raytraffic.windows.view import Windows, windows_for
+
+__all__ = ["Columns", "Pool", "RunReader", "TrainingOrder", "Windows", "cut_windows", "evaluation_windows", "to_batch", "windows_for"]

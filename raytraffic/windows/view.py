@@ -1,0 +1,103 @@
+"""One split of a store seen as windows: what training, validation and evaluation iterate over."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytraffic.masks import Task
+from raytraffic.store import SPLITS, Assignment, Statistics, Store, assign
+from raytraffic.store.splits import Part, SplitName
+from raytraffic.types import TrafficBatch
+from raytraffic.windows.collate import to_batch
+from raytraffic.windows.cut import Columns, RunReader, cut_windows
+from raytraffic.windows.order import TrainingOrder, evaluation_windows
+
+__all__ = ["Windows", "windows_for"]
+
+_CACHE_BYTES = 64 * 2**20
+
+
+class Windows:
+    """The windows of `window` steps of one split; it can be sent to another process, which then reads for itself."""
+
+    def __init__(self, store: Store, split: SplitName, window: int = 64, poi_categories: tuple[str, ...] | None = None) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split: {split!r}, expected one of {SPLITS}")
+        if not 0 < window <= store.layout.overlap_steps:
+            raise ValueError(f"window: {window}, expected 1..{store.layout.overlap_steps}, the overlap of the store's runs")
+        self.store = store
+        self.split = split
+        self.window = window
+        self.poi_categories = store.poi_categories if poi_categories is None else poi_categories
+
+    def __reduce__(self) -> tuple[type[Windows], tuple[Store, SplitName, int, tuple[str, ...]]]:
+        return Windows, (self.store, self.split, self.window, self.poi_categories)
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        """Which steps of which run belong to which part."""
+        return assign(self.store.index, self.store.split(self.split))
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Each city's statistics, measured on the training part."""
+        return self.store.statistics(self.split)
+
+    @cached_property
+    def reader(self) -> RunReader:
+        """This process's reader."""
+        return RunReader(self.store, _CACHE_BYTES, self.poi_categories)
+
+    def training(self, seed: int) -> TrainingOrder:
+        """The endless training order; ValueError when there is no training window."""
+        return TrainingOrder(self.store.index, self.assignment, self.window, seed)
+
+    def evaluation(self, part: Part, task: Task, stride: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and starts of the windows a task is scored on: only entries of the part are hidden."""
+        known = int(self.window * (1 - task.high) + 1e-4) if task.kind == "temporal" else 0
+        return evaluation_windows(self.store.index, self.assignment, part, known, self.window, stride)
+
+    def validation(self, limit: int) -> Columns | None:
+        """At most `limit` evenly spaced windows of the validation part, or None where it has none."""
+        rows, starts = evaluation_windows(self.store.index, self.assignment, "validation", 0, self.window, 1)
+        if not len(rows):
+            return None
+        chosen = np.unique(np.linspace(0, len(rows) - 1, limit).round().astype(np.int64))
+        return self.cut(rows[chosen], starts[chosen])
+
+    def cut(self, rows: NDArray[np.int64], starts: NDArray[np.int64], window: int | None = None, horizon: int = 0) -> Columns:
+        """The columns of some windows (`window` steps of history and `horizon` unknown ones, where given)."""
+        return cut_windows(self.reader, rows, starts, window or self.window, self.statistics, horizon)
+
+    def site_names(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+        """(n, s) names of the sites of the tiles of some index rows, "" where a tile has no cell."""
+        index = self.store.index
+        names = np.empty((len(rows), self.store.layout.cells), dtype=object)
+        for shard in np.unique(index.shard[rows]).tolist():
+            mine = np.flatnonzero(index.shard[rows] == shard)
+            column = self.store.location.child(index.shards[shard]).read_table(["sites"]).column("sites")
+            names[mine] = [column[int(row)].as_py() for row in index.row[rows[mine]]]
+        return names
+
+    def batch(self, columns: Columns) -> TrafficBatch:
+        """Columns as a batch in which everything measured is known."""
+        return to_batch(columns, None, self.store.layout.tile)
+
+
+class _Takes(Protocol):
+    """What a model's configuration says of the windows it takes."""
+
+    services: int
+    window: int
+    poi_categories: tuple[str, ...]
+
+
+def windows_for(store: Store, split: SplitName, model: _Takes) -> Windows:
+    """A store's windows as a trained model takes them; ValueError when the store has another number of services."""
+    if len(store.services) != model.services:
+        raise ValueError(f"{store.location}: services {list(store.services)}, expected {model.services} as the model was trained on")
+    return Windows(store, split, model.window, model.poi_categories)
