@@ -68,7 +68,9 @@ def read_tensors(folder: Location, name: str) -> dict[str, Tensor]:
         raise ValueError(f"{folder.child(name)}: {error}, expected a safetensors file") from None
 
 
-def save_forecaster(folder: Location | Path | str, weights: Mapping[str, Tensor], model: str, config: Any, facts: Mapping[str, Any]) -> None:
+def save_forecaster(
+    folder: Location | Path | str, weights: Mapping[str, Tensor], model: str, config: Any, facts: Mapping[str, Any]
+) -> None:
     """Saves a model as model.safetensors, config.json and a README model card; `facts` say how it was made and what it reached."""
     content = {"model": model, "config": to_json(config)}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -91,7 +93,8 @@ def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any
     weights = read_tensors(folder, WEIGHTS)
     expected = forecaster.state_dict()
     for name in sorted(set(weights) ^ set(expected)):
-        raise ValueError(f"{folder.child(WEIGHTS)}: tensor {name!r} is {'missing' if name in expected else 'unexpected'} for its config.json")
+        problem = "missing" if name in expected else "unexpected"
+        raise ValueError(f"{folder.child(WEIGHTS)}: tensor {name!r} is {problem}, expected the tensors of its config.json")
     for name, value in expected.items():
         if weights[name].shape != value.shape:
             raise ValueError(f"{folder.child(WEIGHTS)}: {name} has shape {tuple(weights[name].shape)}, expected {tuple(value.shape)}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import pydantic
 
-__all__ = ["EvaluateConfig", "ForecastConfig", "PrepareConfig", "QuickstartConfig", "TrainConfig", "from_json", "to_json"]
+__all__ = ["EvaluateConfig", "ForecastConfig", "PrepareConfig", "QuickstartConfig", "SplitName", "TrainConfig", "from_json", "to_json"]
 
 T = TypeVar("T")
 SplitName = Literal["published", "place", "time"]
@@ -77,7 +77,6 @@ class TrainConfig:
     max_failures: int = 3
     """Worker failures survived by restarting from the newest checkpoint."""
 
-
     def __post_init__(self) -> None:
         if len(self.tasks) != len(self.weights):
             raise ValueError(f"weights: {self.weights}, expected one a task of {self.tasks}")
@@ -121,8 +120,8 @@ class ForecastConfig:
     """A prepared store, or"""
     table: str | None = None
     """a source as in `prepare`, e.g. table:traffic.parquet?sites=sites.csv."""
-    horizon: int = 48
-    """Time slots to forecast."""
+    hours: float = 24.0
+    """How far to forecast; cities of 15, 30 and 60 minutes mix in one run."""
     issue: str | None = None
     """First forecast instant (ISO, local time); the end of each series if not given."""
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -143,7 +142,9 @@ class QuickstartConfig:
     """The whole line on three synthetic cities: prepare, train, evaluate, forecast, report."""
 
     out: str = "runs/quickstart"
-    steps: int = field(default=700)
+    """Folder of the store, the run, the evaluation and the forecast."""
+    steps: int = 700
+    """Training steps."""
     seed: int = 0
 
 
@@ -170,7 +171,7 @@ def from_json(kind: type[T], data: Any, name: str) -> T:
     unknown = _unknown(data, to_json(value), name)
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown field, expected one of the fields of {kind.__name__}")
-    return cast(T, value)
+    return value
 
 
 def _unknown(data: Any, known: Any, name: str) -> list[str]:

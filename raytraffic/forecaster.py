@@ -1,6 +1,6 @@
 """Forecaster: the one object that is trained, saved, loaded and served.
 
-    visible batch -> scale -> embed -> condition -> diffuse (training) or sample (forecasting) -> physical units
+visible batch -> scale -> embed -> condition -> diffuse (training) or sample (forecasting) -> physical units
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class EmbeddingConditioner(Protocol):
 class Forecaster(nn.Module):
     """A conditioner and a denoiser around one diffusion process; all traffic in and out is in physical units."""
 
+    conditioner: nn.Module
+    denoiser: nn.Module
+    scaling: Scaling
+    process: Process
+
     def __init__(self, conditioner: nn.Module, denoiser: nn.Module, config: ForecasterConfig) -> None:
         super().__init__()
         self.conditioner = conditioner
@@ -77,7 +82,8 @@ class Forecaster(nn.Module):
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""
-        return self.conditioner.embed(batch)
+        conditioner: EmbeddingConditioner = self.conditioner  # type: ignore[assignment]
+        return conditioner.embed(batch)
 
     def condition(self, batch: TrafficBatch) -> Condition:
         """Stage 2: what the denoiser is told, from visible entries only; embeds first where stage 1 was not run."""

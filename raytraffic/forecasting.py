@@ -44,24 +44,26 @@ class ForecastRequest:
         return max(window - self.horizon, window // 2)
 
 
-def issue_windows(windows: Windows, request: ForecastRequest, issue_minute: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Index rows and starts of the history before the forecast, one a series of the store (the newest period of each place).
+def issue_windows(
+    windows: Windows, request: ForecastRequest, issue_minute: int | None, step_minutes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Index rows and starts of the history before the forecast, one a place of the store (its newest period).
 
-    `issue_minute` counts from 1970-01-01 on the city's wall clock; None is the end of each series. Raises ValueError when a
-    series does not reach from a history before it up to it, naming the place.
+    Only series of `step_minutes` are looked at. `issue_minute` counts from 1970-01-01 on the city's wall clock; None is the end
+    of each series. Raises ValueError, naming the place, when a series does not hold the history before the issue time.
     """
     index = windows.store.index
     series = index.table_of_series()
     history = request.history(windows.window)
     newest: dict[int, int] = {}
     for i in np.argsort(index.start_minute[series.first_row], kind="stable").tolist():
-        newest[int(series.place[i])] = i
+        if int(index.step_minutes[series.first_row[i]]) == step_minutes:
+            newest[int(series.place[i])] = i
     rows, starts = [], []
     for i in sorted(newest.values()):
         first = int(series.first_row[i])
-        step = int(index.step_minutes[first])
         steps = int(series.steps[i])
-        issue = steps if issue_minute is None else -((int(index.start_minute[first]) - issue_minute) // step)
+        issue = steps if issue_minute is None else -((int(index.start_minute[first]) - issue_minute) // step_minutes)
         start = issue - history
         if start < 0 or issue > steps:
             place = "/".join(index.places[int(series.place[i])])
@@ -91,7 +93,7 @@ def forecast_table(
 
 def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: ForecastRequest) -> pa.Table:
     """Table rows of draws (b, n, c, t, s) of the horizon."""
-    b, n, c, t, _ = draws.shape
+    n, c, t = draws.shape[1:4]
     sites = windows.site_names(columns["row"])
     window, site = np.nonzero(sites != "")
     values = draws.permute(0, 4, 2, 3, 1)[window, site].flatten(0, 2).double()  # (site, service, slot) rows of n draws
@@ -100,12 +102,13 @@ def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: Fore
     first = index.start_minute[columns["row"]] + (columns["start"] - index.first_step[columns["row"]]) * columns["step_minutes"]
     history = columns["traffic"].shape[2] - request.horizon
     minutes = (first[:, None] + (history + np.arange(t)) * columns["step_minutes"][:, None])[window]
+    services = np.array(windows.store.services, dtype=object)
     levels = torch.tensor(request.quantiles, dtype=values.dtype)
     quantiles = torch.quantile(values, levels, dim=1).numpy() if len(levels) else np.zeros((0, len(values)))
     table = {
         "city": pa.array(np.repeat(city, c * t), pa.string()).dictionary_encode(),
         "unique_id": pa.array(np.repeat(sites[window, site], c * t), pa.string()).dictionary_encode(),
-        "service": pa.array(np.tile(np.repeat(np.array(windows.store.services, dtype=object), t), len(window)), pa.string()).dictionary_encode(),
+        "service": pa.array(np.tile(np.repeat(services, t), len(window)), pa.string()).dictionary_encode(),
         "ds": pa.array(np.repeat(minutes[:, None], c, axis=1).reshape(-1) * 60, pa.timestamp("s")),
         "mean": values.mean(dim=1).numpy(),
     }

@@ -79,7 +79,7 @@ class Forecaster(core.Forecaster):
         with tempfile.TemporaryDirectory() as folder:
             prepare_store([table.read(name) for name in table.names()], Location.of(folder), Layout())
             windows = Windows(open_store(folder), "all")
-            rows, starts = issue_windows(windows, request, None)
+            rows, starts = issue_windows(windows, request, None, int(windows.store.index.step_minutes[0]))
             frame: pd.DataFrame = forecast_table(self, windows, rows, starts, request).to_pandas()
         services = frame["service"].nunique()
         return frame.drop(columns=["city"] + (["service"] if services == 1 else []))

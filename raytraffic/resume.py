@@ -34,7 +34,9 @@ def full_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu() for name, value in weights.items()}
 
 
-def save(folder: Location, model: nn.Module, adam: torch.optim.Optimizer, ema: Ema, done: int, write: bool, facts: dict[str, float]) -> None:
+def save(
+    folder: Location, model: nn.Module, adam: torch.optim.Optimizer, ema: Ema, done: int, facts: dict[str, float], write: bool
+) -> None:
     """Saves the run after `done` steps into a folder named by the step; all ranks gather, the rank with `write` writes."""
     weights = get_model_state_dict(model, options=_FULL)
     moments = get_optimizer_state_dict(model, adam, options=_FULL)["state"]
@@ -54,7 +56,7 @@ def newest(folder: Location) -> Location | None:
 
 def restore(checkpoint: Location, model: nn.Module, adam: torch.optim.Optimizer, ema: Ema) -> dict[str, float]:
     """Loads a checkpoint into a model, its optimiser and its average; returns what was saved beside them (`done`, facts)."""
-    set_model_state_dict(model, read_tensors(checkpoint, "model.safetensors"), options=_FULL)
+    set_model_state_dict(model, dict(read_tensors(checkpoint, "model.safetensors")), options=_FULL)
     template = get_optimizer_state_dict(model, adam, options=_FULL)
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in read_tensors(checkpoint, "optimiser.safetensors").items():

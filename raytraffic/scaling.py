@@ -3,7 +3,8 @@ r"""Scaling: from physical units to what is diffused, invertible, made from a wi
 known    level = a cell's own mean over its known entries (adjusted by the city profile where there is one), asinh, residual
          to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow the mean
          level of their tile's live cells. An untrained network with zero output therefore samples prior + noise.
-global   the papers' scale: x clipped to the city's upper reference q, then [0, q] -> [-1, 1]; no prior, no spread.
+global   the papers' scale: [0, q] -> [-1, 1] with the city's upper reference q; no prior, no spread, answers clipped to [0, q].
+         A city without training statistics (NaN) has its largest known entry as q, and 1 where nothing above zero is known.
 
 Evidence for `known`: one global scale loses to "same slot yesterday" at small budgets (docs/results.md, ablations).
 """
@@ -21,7 +22,8 @@ from raytraffic.types import Scale, TrafficBatch
 
 __all__ = ["Scaling"]
 
-_EPS = 1e-6
+#: Guards divisions; far under any traffic in any unit (a cell may carry 1e-9 TB), and large traffic over it is still a float32.
+_SMALLEST = 1e-20
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Scaling:
     def _global(self, batch: TrafficBatch) -> Scale:
         if "reference" not in batch.context:
             raise ValueError("context: no 'reference', expected the city's upper reference level for scaling.kind 'global'")
-        q = _finite(batch.context["reference"], 1.0).clamp(min=_EPS)[:, :, None, None]
+        reference = batch.context["reference"]
+        q = torch.where(torch.isfinite(reference), reference, batch.traffic.amax(dim=(2, 3)))
+        q = torch.where(q > 0, q, torch.ones_like(q))[:, :, None, None]
         cells = torch.ones_like(batch.traffic[:, :, :1])
         return Scale(
             level=cells * q / 2,
@@ -70,12 +74,12 @@ class Scaling:
         count = known.sum(2, keepdim=True)
         total = traffic.sum(2, keepdim=True)
         dead = (count >= self.dead_after) & (total == 0)
-        own = total / (known * profile).sum(2, keepdim=True).clamp(min=_EPS)
+        own = total / (known * profile).sum(2, keepdim=True).clamp(min=_SMALLEST)
         live = total > 0
         borrowed = (own * live).sum(3, keepdim=True) / live.sum(3, keepdim=True).clamp(min=1)
         fallback = _finite(batch.context["reference"], 1.0)[:, :, None, None] * 0.05 if "reference" in batch.context else 1.0
         borrowed = torch.where(borrowed > 0, borrowed, torch.ones_like(borrowed) * fallback)
-        level = torch.where(live, own, borrowed.expand_as(own)).clamp(min=_EPS)
+        level = torch.where(live, own, borrowed.expand_as(own)).clamp(min=_SMALLEST)
 
         prior = self._prior(batch, profile, level)
         residual = torch.where(known, torch.asinh(traffic / level) - prior, torch.zeros_like(traffic))

@@ -21,6 +21,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ notices about its own internals; Python errors still show
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -29,5 +30,5 @@ def dataset(items: Sequence[dict[str, Any]]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))

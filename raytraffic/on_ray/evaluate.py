@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,15 @@ from rich.table import Table
 
 from raytraffic.baselines import SIMPLE_RULES
 from raytraffic.checkpoint import load_forecaster
-from raytraffic.config import EvaluateConfig, to_json
+from raytraffic.config import EvaluateConfig, SplitName, to_json
 from raytraffic.diffusion.samplers import Sampler
-from raytraffic.examples import forecast_examples
 from raytraffic.files import Location
 from raytraffic.masks import TASKS, mask, named_tasks
 from raytraffic.metrics.scoreboard import SCALED, Scoreboard
 from raytraffic.on_ray.cluster import connect, dataset
-from raytraffic.on_ray.progress import bar
+from raytraffic.on_ray.progress import Stage
 from raytraffic.report.evaluation import evaluation_report
+from raytraffic.report.examples import city_maps, forecast_examples
 from raytraffic.store import open_store
 from raytraffic.windows import Windows, windows_for
 
@@ -46,25 +48,26 @@ def evaluate(config: EvaluateConfig) -> Location:
     connect()
     board = Scoreboard()
     pool = ray.data.ActorPoolStrategy(size=min(config.workers, len(items)))
-    with bar() as progress:
-        task = progress.add_task("evaluate", total=sum(len(item["rows"]) for item in items), note="starting actors")
+    with Stage("evaluate", sum(len(item["rows"]) for item in items)) as stage:
         scored = dataset(items).map_batches(
             _Scorer, fn_constructor_args=(config,), batch_size=1, compute=pool, num_cpus=1, num_gpus=1 if config.gpu else 0
         )
         for row in scored.iter_rows():
             board.merge(Scoreboard.from_json(row["board"]))
-            progress.update(task, advance=row["windows"], note=f"{row['split']} {row['task']}")
+            stage.advance(row["windows"], f"{row['split']} {row['task']}")
     rows = board.rows()
     out.child("config.json").write_bytes(json.dumps(to_json(config), indent=1).encode())
     out.child("scores.json").write_bytes(json.dumps(rows, indent=1).encode())
     out.child("scores.csv").write_bytes(_csv(rows))
-    examples, maps = forecast_examples(scorer.forecaster, scorer.windows[config.splits[0]], config)
-    evaluation_report(rows, examples, maps, out.child("report.html"))
+    view, sampler = scorer.windows[config.splits[0]], Sampler(config.method, config.steps)
+    examples = forecast_examples(scorer.forecaster, view, config.part, named_tasks(config.tasks), sampler, config.seed)
+    maps = city_maps(scorer.forecaster, view, config.part, sampler, config.seed)
+    evaluation_report(rows, examples, out.child("report.html"), model=scorer.model, maps=maps, title=f"{scorer.model} on {config.store}")
     show(rows)
     return out
 
 
-def _items(config: EvaluateConfig, windows: dict[str, Windows]) -> Iterator[dict[str, Any]]:
+def _items(config: EvaluateConfig, windows: Mapping[SplitName, Windows]) -> Iterator[dict[str, Any]]:
     """Chunks of windows, the whole evaluation in a fixed order."""
     for split, view in windows.items():
         for name in config.tasks:
@@ -89,7 +92,8 @@ class _Scorer:
         self.windows = {split: windows_for(store, split, self.model_config) for split in config.splits}
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        config, split, task = self.config, str(item["split"][0]), str(item["task"][0])
+        config, task = self.config, str(item["task"][0])
+        split: SplitName = item["split"][0]
         view = self.windows[split]
         rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
         board = Scoreboard()
@@ -108,15 +112,24 @@ class _Scorer:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the table: all cells, on the papers' [0, 1] scale."""
-    table = Table(title="hidden entries of all cells, [0, 1] scale", title_justify="left")
-    for name in ("split", "city", "task", "model", "RMSE", "MAE", "CRPS", "JSD", "cover 80 %"):
+    """Prints one block a (split, task, city), best CRPS first: live cells, on the papers' [0, 1] scale."""
+    table = Table(title="hidden entries of live cells, [0, 1] scale", title_justify="left")
+    for name in ("split", "task", "city", "model"):
         table.add_column(name)
-    for row in rows:
-        if row["unit"] == SCALED and row["population"] == "all":
-            numbers = [f"{row[name]:.4f}" for name in ("rmse", "mae", "crps", "jsd")] + [f"{row['coverage80']:.2f}"]
-            table.add_row(row["split"], row["city"], row["task"], row["model"], *numbers)
-    Console(width=140).print(table)
+    for name in ("RMSE", "MAE", "CRPS", "JSD", "80 % covers"):
+        table.add_column(name, justify="right")
+    shown = [row for row in rows if row["unit"] == SCALED and row["population"] == "live"]
+    for block, found in groupby(sorted(shown, key=_block), key=_block):
+        for row in sorted(found, key=lambda row: row["crps"]):
+            numbers = [f"{row[name]:.4f}" for name in ("rmse", "mae", "crps", "jsd")]
+            covers = "" if math.isnan(row["coverage80"]) else f"{row['coverage80']:.2f}"
+            table.add_row(*block, row["model"], *numbers, covers)
+        table.add_section()
+    Console(width=120).print(table)
+
+
+def _block(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["split"], row["task"], row["city"]
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

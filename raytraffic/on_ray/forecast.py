@@ -22,7 +22,7 @@ from raytraffic.files import Location, parquet_bytes
 from raytraffic.forecasting import ForecastRequest, forecast_table, issue_windows
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.prepare import prepare
-from raytraffic.on_ray.progress import bar
+from raytraffic.on_ray.progress import Stage
 from raytraffic.store import Store, open_store
 from raytraffic.windows import windows_for
 
@@ -35,40 +35,44 @@ def forecast(config: ForecastConfig) -> Location:
     Raises ValueError unless exactly one of `store` and `table` is given, and where `out` holds another run's forecast.
     """
     out = Location.of(config.out)
-    request = _request(config)
     store = open_store(_store(config, out))
     _, _, model_config = load_forecaster(config.checkpoint)
     windows = windows_for(store, "all", model_config)
     issue = None if config.issue is None else _minute(config.issue)
-    rows, starts = issue_windows(windows, request, issue)
     run = {"config": _identity(config), "fingerprint": _fingerprint(config, store)}
     _claim(out, run)
-    items = []
-    for number, at in enumerate(range(0, len(rows), config.tiles_per_shard)):
-        part = slice(at, at + config.tiles_per_shard)
-        name = f"forecast-{number:05d}.parquet"
-        items.append({"shard": name, "rows": rows[part].tolist(), "starts": starts[part].tolist()})
+    items: list[dict[str, Any]] = []
+    for step in np.unique(store.index.step_minutes).tolist():
+        rows, starts = issue_windows(windows, _request(config, step), issue, step)
+        for at in range(0, len(rows), config.tiles_per_shard):
+            part = slice(at, at + config.tiles_per_shard)
+            name = f"forecast-{len(items):05d}.parquet"
+            items.append({"shard": name, "step": step, "rows": rows[part].tolist(), "starts": starts[part].tolist()})
+    tiles = sum(len(item["rows"]) for item in items)
     there = {file.name for file in out.child("shards").list()}
     missing = [item for item in items if item["shard"] not in there]
     connect()
-    with bar() as progress:
-        task = progress.add_task("forecast", total=len(rows), completed=len(rows) - sum(len(item["rows"]) for item in missing), note="tiles")
+    with Stage("forecast", tiles, done=tiles - sum(len(item["rows"]) for item in missing)) as stage:
         if missing:
             pool = ray.data.ActorPoolStrategy(size=min(config.workers, len(missing)))
             written = dataset(missing).map_batches(
                 _Forecasts, fn_constructor_args=(config, store), batch_size=1, compute=pool, num_cpus=1, num_gpus=1 if config.gpu else 0
             )
             for row in written.iter_rows():
-                progress.update(task, advance=row["tiles"], note=row["shard"])
+                stage.advance(row["tiles"], row["shard"])
     names = [item["shard"] for item in items]
     shards = {name: hashlib.sha256(out.child("shards", name).read_bytes()).hexdigest() for name in names}
     out.child("manifest.json").write_bytes(json.dumps({**run, "shards": shards}, indent=1).encode())
     return out
 
 
-def _request(config: ForecastConfig) -> ForecastRequest:
+def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
+    """The request for cities of one granularity."""
+    slots = config.hours * 60 / step_minutes
+    if slots < 1 or slots != int(slots):
+        raise ValueError(f"hours: {config.hours}, expected a whole number of {step_minutes}-minute slots")
     return ForecastRequest(
-        horizon=config.horizon,
+        horizon=int(slots),
         quantiles=config.quantiles,
         draws=config.draws,
         keep_draws=config.keep_draws,
@@ -126,14 +130,14 @@ class _Forecasts:
     def __init__(self, config: ForecastConfig, store: Store) -> None:
         torch.set_num_threads(1)
         self.config = config
-        self.request = _request(config)
         forecaster, _, model_config = load_forecaster(config.checkpoint)
         self.forecaster = forecaster.to("cuda" if config.gpu else "cpu")
         self.windows = windows_for(store, "all", model_config)
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
-        table = forecast_table(self.forecaster, self.windows, rows, starts, self.request)
+        request = _request(self.config, int(item["step"][0]))
+        table = forecast_table(self.forecaster, self.windows, rows, starts, request)
         shard = str(item["shard"][0])
         Location.of(self.config.out).child("shards", shard).write_bytes(parquet_bytes(table))
         return {"shard": [shard], "tiles": [len(rows)]}

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from raytraffic.config import PrepareConfig
 from raytraffic.files import Location
 from raytraffic.on_ray.cluster import connect, dataset
-from raytraffic.on_ray.progress import bar
+from raytraffic.on_ray.progress import Stage
 from raytraffic.sources.open import open_source
 from raytraffic.store import CityPart, Layout, StoreIndex, build_index, commit_store, measure_city, open_store, prepare_city
 
@@ -33,24 +32,22 @@ def prepare(config: PrepareConfig) -> Location:
     if twice:
         raise ValueError(f"sources: the cities {twice} come from two sources, expected unique names")
     connect()
-    with bar() as progress:
-        parts = [CityPart.from_json(part) for part in _each(progress, "write cities", cities, _Write(out, layout))]
-        index = build_index(parts, layout)
-        measure = [{"city": part.city} for part in parts]
-        statistics = dict(_each(progress, "measure cities", measure, _Measure(out, layout, index)))
-        commit_store(out, parts, statistics, layout)
+    parts = [CityPart.from_json(part) for part in _each("write cities", cities, _Write(out, layout))]
+    index = build_index(parts, layout)
+    statistics = dict(_each("measure cities", [{"city": part.city} for part in parts], _Measure(out, layout, index)))
+    commit_store(out, parts, statistics, layout)
     store = open_store(out)
     print(f"prepared {len(store.index.cities)} cities, {len(store.index)} runs, {store.bytes / 1e6:.1f} MB", flush=True)
     return out
 
 
-def _each(progress: Progress, title: str, items: list[dict[str, Any]], work: Any) -> list[Any]:
-    """The results of `work` for every item, in order, with a bar."""
-    task = progress.add_task(title, total=len(items), note="")
+def _each(title: str, items: list[dict[str, Any]], work: Any) -> list[Any]:
+    """The results of `work` for every item, in order."""
     results = []
-    for row in dataset(items).map_batches(work, batch_size=1).iter_rows():
-        results.append(row["result"])
-        progress.advance(task)
+    with Stage(title, len(items)) as stage:
+        for row in dataset(items).map_batches(work, batch_size=1).iter_rows():
+            results.append(row["result"])
+            stage.advance(1)
     return results
 
 

@@ -1,46 +1,69 @@
-"""Progress of a run that goes on in other processes, read from the metrics table it writes."""
+"""Progress of long work: a bar on a terminal, and one line an event where the output is a log."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from raytraffic.files import Location
 from raytraffic.training_log import read_metrics
 
-__all__ = ["bar", "follow"]
+__all__ = ["Stage", "follow"]
+
+_LINES = 10
 
 
-def bar() -> Progress:
-    """The progress bar every verb shows."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+class Stage:
+    """One stretch of work of `total` pieces: `with Stage("evaluate", 120) as stage: stage.advance(4, "long")`."""
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self.title, self.total, self.done = title, total, done
+        self._shown = -1
+        self._console = Console()
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> Stage:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, pieces: int, note: str = "") -> None:
+        """So many more pieces are done."""
+        self.reach(self.done + pieces, note)
+
+    def reach(self, done: int, note: str = "") -> None:
+        """So many pieces are done in all; a log gets a line at every tenth of the way."""
+        self.done = done
+        self._bar.update(self._task, completed=done, note=note)
+        tenth = _LINES * done // max(1, self.total)
+        if not self._console.is_terminal and tenth > self._shown:
+            self._shown = tenth
+            print(f"{self.title}: {done}/{self.total} {note}".rstrip(), flush=True)
 
 
 @contextmanager
 def follow(out: Location, steps: int, every: float = 1.0) -> Iterator[None]:
-    """Shows the run in `out` as a bar until the `with` ends."""
+    """Shows the training run in `out`, which goes on in other processes, from the metrics table it writes, until the `with` ends."""
     finished = threading.Event()
 
     def watch() -> None:
-        with bar() as progress:
-            task = progress.add_task("train", total=steps, note="starting workers")
+        with Stage("train", steps) as stage:
             while True:
                 over = finished.wait(every)
                 rows = read_metrics(out)
                 if rows:
                     losses = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
                     note = f"loss {rows[-1]['loss']:.3f}" + (f", validation {losses[-1]:.3f}" if losses else "")
-                    progress.update(task, completed=rows[-1]["step"], note=note)
+                    stage.reach(int(rows[-1]["step"]), note)
                 if over:
                     return
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from raytraffic.config import TrainConfig, from_json, to_json
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, step
 from raytraffic.masks import mixture, named_tasks
+from raytraffic.nn.transformer import AdaLNBlock
 from raytraffic.on_ray.cluster import connect
 from raytraffic.on_ray.data import training_batches
 from raytraffic.on_ray.progress import follow
@@ -58,10 +58,12 @@ def train(config: TrainConfig) -> Location:
         launches = sum(child.name.startswith("launch-") for child in out.child("ray").list())
         storage = out.child("ray")
         trainer = TorchTrainer(
-            _worker,
+            _worker,  # type: ignore[arg-type]  # its return value, which the stub does not know, is documented
             train_loop_config=to_json(config),
             scaling_config=ScalingConfig(
-                num_workers=config.workers, use_gpu=config.gpu, resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {})
+                num_workers=config.workers,
+                use_gpu=config.gpu,
+                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {}),
             ),
             run_config=RunConfig(
                 name=f"launch-{launches:03d}",
@@ -209,7 +211,7 @@ class _Run:
         if not loss >= self.best["best_loss"]:  # a NaN (no validation part) makes the newest the best
             self.best = {"best_step": float(self.done), "best_loss": loss if np.isfinite(loss) else float("inf")}
         folder = Location.of(self.config.out).child("checkpoints")
-        save(folder, self.model, self.adam, self.ema, self.done, self.rank == 0, self.best)
+        save(folder, self.model, self.adam, self.ema, self.done, self.best, write=self.rank == 0)
         if self.rank == 0:
             prune(folder, self.config.keep, int(self.best["best_step"]))
             self.log.validated(self.done, loss)
@@ -266,9 +268,11 @@ def _shard(model: nn.Module, config: TrainConfig, world: int, device: torch.devi
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if config.gpu else MixedPrecisionPolicy()
-        for block in getattr(model, "denoiser").blocks:
-            fully_shard(block, mp_policy=policy)
-        return fully_shard(model, mp_policy=policy)
+        for module in model.modules():
+            if isinstance(module, AdaLNBlock):
+                fully_shard(module, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        return model
     if world == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raytraffic.files import Location
 from raytraffic.metrics.distribution import JSD_BINS
 from raytraffic.metrics.scoreboard import PHYSICAL, SCALED
-from raytraffic.report.html import Column, Folded, Gallery, Group, Part, Picture, Section, Table, Text, write_report
+from raytraffic.report.html import Beside, Column, Folded, Gallery, Group, Part, Picture, Section, Table, Text, write_report
 from raytraffic.report.plots import fan, heat_map, metric_bars, picture
 
 __all__ = ["CityMap", "ForecastExample", "evaluation_report"]
@@ -31,8 +31,8 @@ _COLUMNS = {"RMSE": ("rmse", 0.0), "MAE": ("mae", 0.0), "CRPS": ("crps", 0.0), "
 _HOW_TO_READ = (
     "Scores are over hidden entries only. RMSE takes the mean over draws, MAE the median. CRPS is the fair estimate from draws; of a rule "
     "without a distribution it is the MAE, and it has no coverage. JSD compares histograms of traffic "
-    f"({JSD_BINS} bins on [0,1], base 2). cov80 is how often the truth lies in the central 80 % interval: best is 0.80. "
-    "Live cells leave out those without any traffic in a window. The [0,1] scale divides by the city's reference level in the training data."
+    f"({JSD_BINS} bins on [0,1], base 2). cov80 is how often the truth lies in the central 80% interval: best is 0.80. "
+    "Live cells leave out those without any traffic in a window. The [0,1] scale divides by the city's reference level."
 )
 
 
@@ -123,20 +123,21 @@ def _summary(rows: Sequence[Row], model: str, view: tuple[str, str]) -> list[Par
         return [Text([f"{model} stands alone in this report: there is no baseline to compare it with."], lead=True), Text([_HOW_TO_READ])]
     lines.sort(key=lambda line: line[3] if math.isfinite(line[3]) else math.inf)
     table = Table(
-        caption=f"{model} against every other model ({where}); CRPS saved is a geometric mean over cities, splits and tasks, hardest rival first",
+        caption=f"{model} against the others ({where}), the hardest first; CRPS saved is a geometric mean over cities, splits and tasks",
         columns=[Column(name=name) for name in ("rival", "beaten in", "CRPS saved")],
         groups=[Group(label="", rows=[(rival, f"{wins} of {of}", _percent(saved)) for rival, wins, of, saved in lines])],
     )
-    losses = [(city, split, task, name) for (name, city, split, task), value in places.items() if _beats(value, ours, name, model, city, split, task)]
+    losses = [
+        (city, split, task, name)
+        for (name, city, split, task), crps in places.items()
+        if name != model and crps <= ours.get((city, split, task), -math.inf)
+    ]
     return [Text(_verdict(model, lines, losses, where), lead=True), table, Text([_HOW_TO_READ])]
 
 
-def _beats(value: float, ours: Mapping[tuple[str, str, str], float], name: str, model: str, *place: str) -> bool:
-    city, split, task = place
-    return name != model and (city, split, task) in ours and value <= ours[(city, split, task)]
-
-
-def _verdict(model: str, lines: Sequence[tuple[str, int, int, float]], losses: Sequence[tuple[str, str, str, str]], where: str) -> list[str]:
+def _verdict(
+    model: str, lines: Sequence[tuple[str, int, int, float]], losses: Sequence[tuple[str, str, str, str]], where: str
+) -> list[str]:
     """One sentence on whether the model wins and by how much, and, where it loses, one that says to whom."""
     hardest, wins, of, saved = lines[0]
     beaten = sum(line[1] == line[2] for line in lines)
@@ -159,7 +160,7 @@ def _percent(saved: float) -> str:
 def _scores(rows: Sequence[Row], model: str, views: Sequence[tuple[str, str]]) -> list[Part]:
     tables = [_table(_select(rows, view), model, view) for view in views]
     bars = [_bars(_select(rows, views[0]), model, city, views[0]) for city in _cities(_select(rows, views[0]))]
-    parts: list[Part] = [tables[0], Gallery(bars)]
+    parts: list[Part] = [Beside([tables[0], Gallery(bars)])]
     if len(tables) > 1:
         others = " / ".join(f"{_POPULATIONS[population]}, {_UNITS[unit]}" for population, unit in views[1:])
         parts.append(Folded(f"The same on {others}", tables[1:]))
@@ -202,14 +203,14 @@ def _fan(example: ForecastExample) -> Picture:
             fan,
             start=example.start,
             step_minutes=example.step_minutes,
-            truth=example.truth.astype(np.float64),
+            truth=example.truth,
             known=example.known,
             levels=example.quantile_levels,
-            quantiles=example.quantiles.astype(np.float64),
+            quantiles=example.quantiles,
             unit=example.unit,
         ),
         alt=f"Forecast of {hidden} hidden slots of {example.step_minutes} minutes at {example.site} in {example.city}, with the truth.",
-        caption=f"{example.city}, {example.task}, {example.site}, {example.step_minutes} min, from {example.start:%Y-%m-%d %H:%M}",
+        caption=f"{example.city}, {example.task}, {example.site}, from {example.start:%d %b %Y, %H:%M}",
     )
 
 
@@ -220,11 +221,11 @@ def _map(city: CityMap) -> Picture:
 
     def draw(*axes: Axes) -> None:
         for i, (ax, values, name) in enumerate(zip(axes, both, ("forecast", "truth"), strict=False)):
-            heat_map(ax, values.astype(np.float64), title=name, unit=city.unit, top=top, bar=i == len(both) - 1)
+            heat_map(ax, values, title=name, unit=city.unit, top=top, bar=i == len(both) - 1)
 
     return picture(
         draw,
         alt=f"Heat map of {city.city}: forecast{' beside truth' if city.truth is not None else ''}, up to {top:.3g} {city.unit}.",
-        caption=f"{city.city}, {city.time:%Y-%m-%d %H:%M} (square-root colour scale)",
+        caption=f"{city.city}, {city.time:%d %b %Y, %H:%M} (square-root colour scale)",
         columns=len(both),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from raytraffic.files import Location
 from raytraffic.report.style import STYLE_SHEET
 
-__all__ = ["Column", "Folded", "Gallery", "Group", "Part", "Picture", "Section", "Table", "Text", "write_report"]
+__all__ = ["Beside", "Column", "Folded", "Gallery", "Group", "Part", "Picture", "Section", "Table", "Text", "write_report"]
 
 Cell = str | int | float
 
@@ -83,7 +83,14 @@ class Folded:
     parts: Sequence[Part]
 
 
-Part = Text | Gallery | Table | Folded
+@dataclass(frozen=True)
+class Beside:
+    """Parts that stand next to one another where the screen is wide enough."""
+
+    parts: Sequence[Part]
+
+
+Part = Text | Gallery | Table | Folded | Beside
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ def _part(part: Part) -> str:
         return '<div class="gallery">\n' + "\n".join(_figure(picture) for picture in part.pictures) + "\n</div>"
     if isinstance(part, Folded):
         return f"<details><summary>{escape(part.summary)}</summary>\n{_parts(part.parts)}\n</details>"
+    if isinstance(part, Beside):
+        return f'<div class="beside">\n{_parts(part.parts)}\n</div>'
     return _table(part)
 
 

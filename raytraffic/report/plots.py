@@ -20,14 +20,15 @@ from raytraffic.report.style import ACCENT, BANDS, COLOUR_MAP, FORECAST, INK, MU
 
 __all__ = ["fan", "heat_map", "metric_bars", "picture"]
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 _QUANTITY = EngFormatter(sep="")
+_NAME_LENGTH = 28  # letters beside a bar; a longer name would leave no room for the bar
 
 
-def picture(draw: Callable[..., None], *, alt: str, caption: str, columns: int = 1, size: tuple[float, float] = (4.8, 2.7)) -> Picture:
+def picture(draw: Callable[..., None], *, alt: str, caption: str, columns: int = 1, size: tuple[float, float] = (4.1, 2.4)) -> Picture:
     """A picture of `size` inches, drawn by `draw(axes...)` into `columns` axes side by side; the same input gives the same bytes."""
     with mpl.rc_context(PLOT):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="compressed")
         draw(*figure.subplots(1, columns, squeeze=False)[0])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -52,8 +53,8 @@ def fan(
     """
     t = len(truth)
     hours = np.arange(t) * step_minutes / 60
-    # A band begins at the last known entry, where there is no uncertainty, so that the fan opens from it.
-    shown = ~known | np.append(~known[1:], False)
+    # A band begins and ends at a known entry, where there is no uncertainty, so that the fan opens from it.
+    shown = ~known | np.append(~known[1:], False) | np.insert(~known[:-1], 0, False)
     for level, opacity in BANDS:
         low, high = (_quantile(p, levels, quantiles) for p in ((1 - level) / 2, (1 + level) / 2))
         if low is not None and high is not None:
@@ -72,7 +73,7 @@ def fan(
     ax.set_ylabel(unit)
     ax.yaxis.set_major_formatter(_QUANTITY)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=6, handlelength=1.2, columnspacing=0.9, handletextpad=0.4)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=6, handlelength=1.1, columnspacing=0.8, handletextpad=0.35)
 
 
 def heat_map(ax: Axes, values: Array, *, title: str, unit: str, top: float, bar: bool = True) -> None:
@@ -80,7 +81,6 @@ def heat_map(ax: Axes, values: Array, *, title: str, unit: str, top: float, bar:
 
     Traffic is heavy-tailed: on a linear scale all but a few cells would look empty.
     """
-    # h + 1 and w + 1 edges: drawn as one picture, cells stay square whatever their number.
     image = ax.imshow(values, cmap=COLOUR_MAP, norm=PowerNorm(0.5, vmin=0, vmax=top if top > 0 else 1.0), interpolation="nearest")
     ax.set_title(title)
     ax.grid(False)
@@ -88,15 +88,15 @@ def heat_map(ax: Axes, values: Array, *, title: str, unit: str, top: float, bar:
     ax.set_yticks([])
     ax.spines[:].set_visible(True)
     if bar and ax.figure is not None:
-        ax.figure.colorbar(image, ax=ax, label=unit, format=_QUANTITY, ticks=[top * share for share in (0, 0.1, 0.4, 1)], fraction=0.05)
+        ax.figure.colorbar(image, ax=ax, label=unit, format=_QUANTITY, ticks=MaxNLocator(4))
 
 
 def metric_bars(ax: Axes, names: Sequence[str], values: Sequence[float], *, ours: str, label: str) -> None:
-    """Horizontal bars of a metric, the lowest on top, with the value at each bar's end; `ours` in the accent colour."""
+    """Horizontal bars of a metric, the lowest on top, with the value at each bar's end; `ours` in the forecast colour."""
     order = np.argsort(values)[::-1]
     places = np.arange(len(order))
-    ax.barh(places, [values[i] for i in order], height=0.68, color=[ACCENT if names[i] == ours else "#b4bcc4" for i in order])
-    ax.set_yticks(places, [names[i] for i in order])
+    ax.barh(places, [values[i] for i in order], height=0.68, color=[FORECAST if names[i] == ours else "#b4bcc4" for i in order])
+    ax.set_yticks(places, [_shorten(names[i]) for i in order])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="y", visible=False)
@@ -105,6 +105,10 @@ def metric_bars(ax: Axes, names: Sequence[str], values: Sequence[float], *, ours
     ax.set_xlim(0, max([*values, 0.0]) * 1.18 or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel(label)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
 def _quantile(p: float, levels: Sequence[float], quantiles: Array) -> Array | None:

@@ -14,8 +14,8 @@ ACCENT = "#d55e00"  # Okabe and Ito's vermilion
 BANDS = ((0.9, 0.16), (0.8, 0.22), (0.5, 0.34))
 COLOUR_MAP = "cividis"
 
-#: Matplotlib settings under which every picture is drawn.
-PLOT: dict[str, Any] = {
+#: Matplotlib settings under which every picture is drawn (Any: its own type spells out the name of every setting there is).
+PLOT: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so a report looks the same on every machine
     "font.size": 9,
@@ -37,6 +37,7 @@ PLOT: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.5,
+    "text.parse_math": False,  # a user's "$" is a dollar
     "svg.hashsalt": "raytraffic",  # the same picture is the same bytes
     "savefig.facecolor": "white",
 }
@@ -56,7 +57,8 @@ p { max-width: 48rem; margin: .5rem 0; }
 p.lead { font-size: 1.1rem; }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .95rem; }
 a { color: var(--best); }
-.scroll { overflow: auto; max-height: 80vh; margin: 1rem 0; border: 1px solid var(--line); border-radius: 6px; width: fit-content; max-width: 100%; }
+.scroll { overflow: auto; max-height: 80vh; width: fit-content; max-width: 100%; margin: 1rem 0;
+  border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .6rem .75rem; color: var(--muted); }
 th, td { padding: .3rem .75rem; text-align: right; white-space: nowrap; }
@@ -67,14 +69,16 @@ tbody th[scope=rowgroup] { padding-top: .7rem; color: var(--muted); font-weight:
 tr.ours th[scope=row], tr.ours td { background: var(--soft); }
 td.best { color: var(--best); font-weight: 700; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; margin: 1rem 0; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
+.beside > .scroll { flex: 0 1 auto; } .beside > .gallery { flex: 1 1 20rem; grid-template-columns: minmax(0, 30rem); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
 figure img { display: block; width: 100%; height: auto; background: #fff; padding: .35rem; }
 figcaption { padding: .45rem .75rem; font-size: .875rem; color: var(--muted); border-top: 1px solid var(--line); }
 details { margin: .75rem 0; } summary { cursor: pointer; color: var(--best); }
 @media (max-width: 40rem) {
   body { padding: 1rem .75rem 3rem; } h1 { font-size: 1.35rem; }
-  th, td { padding: .3rem .5rem; } table { font-size: .82rem; }
-  th:first-child { max-width: 8.5rem; white-space: normal; }
+  th, td { padding: .3rem .28rem; } table { font-size: .8rem; } caption { padding: .5rem .28rem; }
+  th:first-child { max-width: 7.5rem; white-space: normal; }
 }
 @media print { .scroll { max-height: none; overflow: visible; } figure { break-inside: avoid; } }
 """.strip()

@@ -82,7 +82,8 @@ class City:
             raise ValueError(f"{self.name}.step_minutes: {self.step_minutes}, expected one of {STEP_MINUTES}")
         minutes = self.start.hour * 60 + self.start.minute
         if self.start.tzinfo is not None or self.start.second or self.start.microsecond or minutes % self.step_minutes:
-            raise ValueError(f"{self.name}.start: {self.start.isoformat()}, expected a local time without zone on a whole {self.step_minutes}-minute step")
+            expected = f"a local time without zone on a whole {self.step_minutes}-minute step"
+            raise ValueError(f"{self.name}.start: {self.start.isoformat()}, expected {expected}")
 
     def _check_context(self) -> None:
         _, t, s = self.traffic.shape

@@ -98,6 +98,13 @@ def test_a_cell_that_is_zero_only_where_hidden_is_live() -> None:
     assert row(board, population="live", unit="physical")["entries"] == 48 * 14
 
 
+def test_a_cell_whose_traffic_is_all_hidden_is_live_by_its_truth() -> None:
+    batch = mask(seasonal_batch(4), GENERATION)
+    hidden = batch.hidden.clone()
+    hidden[..., DEAD] = False
+    assert row(board_of(batch, noisy(batch), ["a"] * 4), population="live", unit="physical")["entries"] == int(hidden.sum()) > 0
+
+
 def test_the_unit_scale_divides_by_the_reference_without_clipping_errors() -> None:
     batch = mask(seasonal_batch(1), LONG)
     small = replace(batch, context={**batch.context, "reference": batch.context["reference"] / 100})

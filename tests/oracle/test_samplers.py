@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_order_of_convergence(method: str, order: int) -> None:
 
     truth = end(5_000)
     errors = [float((end(steps) - truth).norm()) for steps in (20, 40, 80)]
-    measured = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    measured = [math.log2(a / b) for a, b in pairwise(errors)]
     assert min(measured) > order - 0.35, (errors, measured)
 
 

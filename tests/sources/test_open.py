@@ -56,9 +56,7 @@ def test_table(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_options_reach_their_source(
-    spec: str, called: str, path: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_reach_their_source(spec: str, called: str, path: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(opening, called, lambda place, **given: calls.append((place, given)))
     open_source(spec)

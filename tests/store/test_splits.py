@@ -154,3 +154,9 @@ def test_the_index_knows_its_series() -> None:
     assert np.array_equal(PUBLISHED.run[series.first_row], np.zeros(len(series.steps)))
     with pytest.raises(ValueError, match="city: 'nowhere'"):
         PUBLISHED.rows_of("nowhere")
+
+
+def test_all_trains_on_everything() -> None:
+    ranges = ranges_of(PUBLISHED, Split("all"))
+    assert ranges["uomo", "val", "t0"] == {"train": (0, 80)}
+    assert all(set(parts) == {"train"} for parts in ranges.values())

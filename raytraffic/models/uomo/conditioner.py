@@ -55,7 +55,7 @@ class UomoConditioner(nn.Module):
         return replace(batch, context={**batch.context, "env": env})
 
     def forward(self, batch: TrafficBatch, scale: Scale) -> Condition:
-        b, _, t, s = batch.shape
+        t, s = batch.shape[2:]
         tau = self.clock(batch.clock, batch.step_minutes)
         field = torch.cat([*self._traffic_fields(batch, scale), *self._context_fields(batch, tau)], dim=1)
         tokens = self.field_token(self.patching.cut(field, batch.space))
