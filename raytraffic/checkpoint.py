@@ -29,7 +29,11 @@ CONFIG = "config.json"
 
 
 def commit(folder: Location, files: Mapping[str, bytes | Mapping[str, Tensor] | dict[str, Any]]) -> None:
-    """Writes files (bytes, tensors as safetensors, dictionaries as JSON) into a folder and commits it by the marker."""
+    """Writes files (bytes, tensors as safetensors, dictionaries as JSON) into a folder and commits it by the marker.
+
+    An earlier checkpoint there loses its marker first, so that an interruption never leaves a mixture that counts.
+    """
+    folder.child(MARKER).delete()
     digests = {}
     for name, content in files.items():
         data = _encode(name, content)
@@ -48,15 +52,15 @@ def read_committed(folder: Location, name: str) -> bytes:
     marker = folder.child(MARKER)
     if not marker.exists():
         raise ValueError(f"{folder}: no {MARKER}, expected a whole checkpoint (this one was never finished, or is none)")
-    try:
-        digests = json.loads(marker.read_bytes())
-    except ValueError:
-        raise ValueError(f"{marker}: not JSON, expected the SHA-256 of every file") from None
-    if name not in digests:
-        raise ValueError(f"{folder}: holds {sorted(digests)}, expected {name}")
-    data = folder.child(name).read_bytes()
+    digests = _json(marker, marker.read_bytes())
+    if not isinstance(digests, dict) or name not in digests:
+        raise ValueError(f"{marker}: no {name} in it, expected the SHA-256 of every file")
+    file = folder.child(name)
+    if not file.exists():
+        raise ValueError(f"{file}: missing, expected the file that {MARKER} names; restore it")
+    data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != digests[name]:
-        raise ValueError(f"{folder.child(name)}: its SHA-256 differs from {MARKER}'s; the file is damaged, restore it")
+        raise ValueError(f"{file}: its SHA-256 differs from the one in {MARKER}, expected the file as it was written; restore it")
     return data
 
 
@@ -81,10 +85,7 @@ def save_forecaster(
 def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any]:
     """The model saved in a folder, in eval mode, with its name and configuration; ValueError if anything does not fit."""
     folder = Location.of(folder)
-    try:
-        content = json.loads(read_committed(folder, CONFIG))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    content = _json(folder.child(CONFIG), read_committed(folder, CONFIG))
     if not isinstance(content, dict) or set(content) != {"model", "config"}:
         raise ValueError(f"{folder.child(CONFIG)}: expected an object with exactly the fields 'model' and 'config'")
     entry = registry.model(content["model"])
@@ -102,6 +103,13 @@ def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any
             raise ValueError(f"{folder.child(WEIGHTS)}: {name} holds NaN or infinite weights, expected finite ones")
     forecaster.load_state_dict(weights)
     return forecaster.eval(), content["model"], config
+
+
+def _json(file: Location, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}, expected JSON") from None
 
 
 def _encode(name: str, content: bytes | Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecaster import Forecaster
@@ -33,15 +34,17 @@ def rollout(
     values = torch.cat((first.draws, later), dim=3).flatten(0, 1)
     trajectories = _trajectories(batch, draws)
     known = trajectories.known.clone()
-    measured_cells = torch.isfinite(values).any(dim=2, keepdim=True)
-    known[:, :, :window] = measured_cells.expand(-1, -1, window, -1)
+    continued = _continued(known)
+    known[:, :, :window] = continued
+    drawn = window
     for number, end in enumerate([*range(window + hop, t, hop), t], start=1):
         start = end - window
         piece = replace(trajectories, traffic=torch.where(trajectories.known, trajectories.traffic, values), known=known)
         piece = _slots(piece, start, end)
         piece = replace(piece, key=derive(piece.key, number))
-        values[:, :, start:end] = forecaster.forecast(piece, sampler, 1, seed).draws[:, 0]
-        known[:, :, start:end] = measured_cells.expand(-1, -1, window, -1)
+        values[:, :, drawn:end] = forecaster.forecast(piece, sampler, 1, seed).draws[:, 0, :, drawn - start :]
+        known[:, :, drawn:end] = continued
+        drawn = end
     return Forecast(draws=values.unflatten(0, (-1, draws)), known=batch.known)
 
 
@@ -54,6 +57,15 @@ def _trajectories(batch: TrafficBatch, draws: int) -> TrafficBatch:
     if "users" in context:  # a drawn entry counts as known later on, but its users were never seen
         context["users"] = torch.where(many.known.any(dim=1), context["users"], torch.nan)
     return replace(many, key=derive(many.key, number), context=context)
+
+
+def _continued(known: Tensor) -> Tensor:
+    """(b, c, 1, s): the cells whose drawn values later windows know: those with history, or all where a service has none.
+
+    Where a tile has no cell (a lone station is a tile of one) there is nothing to go on from, and a model never saw it known.
+    """
+    history = known.any(dim=2, keepdim=True)
+    return history | ~history.any(dim=3, keepdim=True)
 
 
 def _slots(batch: TrafficBatch, start: int, end: int) -> TrafficBatch:

@@ -31,10 +31,11 @@ from raytraffic.baselines.candidates import (
     shape,
     tile_mean,
 )
+from raytraffic.masks import Task
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import Forecast, TrafficBatch
 
-__all__ = ["SIMPLE_RULES", "Baseline", "ProfileGaussian", "Rule"]
+__all__ = ["HISTORY_RULES", "NEIGHBOUR_RULES", "SIMPLE_RULES", "Baseline", "ProfileGaussian", "Rule"]
 
 _SMALLEST = 1e-6  # guards divisions by a level; traffic units are far larger
 _RESIDUAL, _LEVEL, _DEAD = 64, 65, 66  # streams of random numbers
@@ -127,14 +128,25 @@ class ProfileGaussian:
 #: What is known of the neighbours where a cell itself has no known entry, then of the whole tile, then zero.
 _NEIGHBOURS: tuple[Candidate, ...] = (neighbour_mean, tile_mean, nothing)
 
-SIMPLE_RULES: tuple[Baseline, ...] = (
+#: What a cell's own history says.
+HISTORY_RULES: tuple[Baseline, ...] = (
     Rule("persistence", (last_known, *_NEIGHBOURS)),
     Rule("mean of the known", (cell_mean, *_NEIGHBOURS)),
     Rule("same slot yesterday", (same_slot_yesterday, cell_mean, *_NEIGHBOURS)),
     Rule("same slot last week", (same_slot_last_week, same_slot_yesterday, cell_mean, *_NEIGHBOURS)),
     Rule("profile x level", (profile_level, cell_mean, *_NEIGHBOURS)),
+    ProfileGaussian(),
+)
+#: What the neighbours say of a cell that was never seen.
+NEIGHBOUR_RULES: tuple[Baseline, ...] = (
     Rule("neighbour mean", (neighbour_mean, cell_mean, tile_mean, nothing)),
     Rule("neighbour median", (neighbour_median, cell_mean, tile_mean, nothing)),
     Rule("zero", (nothing,)),
     ProfileGaussian(),
 )
+SIMPLE_RULES: tuple[Baseline, ...] = tuple(dict.fromkeys(HISTORY_RULES + NEIGHBOUR_RULES))
+
+
+def rules_for(task: Task) -> tuple[Baseline, ...]:
+    """The rules that mean something for a task: where whole cells are hidden, rules of a cell's own history all say the same."""
+    return NEIGHBOUR_RULES if task.kind == "generation" else HISTORY_RULES

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from raytraffic.baselines import SIMPLE_RULES
+from raytraffic.baselines import rules_for
 from raytraffic.checkpoint import load_forecaster
 from raytraffic.config import EvaluateConfig, SplitName, to_json
 from raytraffic.diffusion.samplers import Sampler
@@ -106,7 +106,7 @@ class _Scorer:
             forecast = self.forecaster.forecast(batch, sampler, config.draws, config.seed)
             batch, forecast = batch.to("cpu"), replace(forecast, draws=forecast.draws.cpu(), known=forecast.known.cpu())
             board.update(batch, forecast, model=self.model, cities=cities, split=split, task=task)
-            for rule in SIMPLE_RULES:
+            for rule in rules_for(TASKS[task]):
                 board.update(batch, rule.forecast(batch, config.draws, config.seed), model=rule.name, cities=cities, split=split, task=task)
         return {"board": [board.to_json()], "windows": [len(rows)], "split": [split], "task": [task]}
 
