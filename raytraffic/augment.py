@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raytraffic.randomness import derive, uniform
+from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["drop_contexts", "turn_tiles"]
+__all__ = ["drop_contexts", "jitter_levels", "turn_tiles"]
 
 _STREAM = 2
 _ALONG_CELLS = ("users", "poi")
@@ -40,6 +40,17 @@ def turn_tiles(batch: TrafficBatch, seeds: Tensor) -> TrafficBatch:
     context = {name: turn(value) if name in _ALONG_CELLS else value for name, value in batch.context.items()}
     xy = None if batch.space.xy is None else batch.space.xy.gather(1, order[..., None].expand_as(batch.space.xy))
     return replace(batch, traffic=turn(batch.traffic), known=turn(batch.known), space=replace(batch.space, xy=xy), context=context)
+
+
+def jitter_levels(batch: TrafficBatch, seeds: Tensor, spread: float, share: float = 0.7) -> TrafficBatch:
+    """In a `share` of the windows every cell's traffic times its own log-normal factor exp(spread * N(0, 1)).
+
+    The relative levels of a tile's cells are its fingerprint; a cell's own course in time stays what it was.
+    """
+    s = batch.shape[3]
+    jittered = uniform(derive(seeds, 4), _STREAM, ()) < share
+    factor = torch.exp(spread * normal(derive(seeds, 5), _STREAM, (1, 1, s)))
+    return replace(batch, traffic=torch.where(jittered[:, None, None, None], batch.traffic * factor, batch.traffic))
 
 
 def drop_contexts(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBatch:

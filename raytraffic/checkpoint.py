@@ -67,7 +67,8 @@ def read_committed(folder: Location, name: str) -> bytes:
 def read_tensors(folder: Location, name: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint's safetensors file."""
     try:
-        return safetensors.torch.load(read_committed(folder, name))
+        # Sorted: the file's order differs from process to process, and ranks that shard tensors must go through them alike.
+        return dict(sorted(safetensors.torch.load(read_committed(folder, name)).items()))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{folder.child(name)}: {error}, expected a safetensors file") from None
 

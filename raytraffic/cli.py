@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = VERBS[words[0]]
     try:
         config = tyro.cli(verb.config, prog=f"raytraffic {words[0]}", args=words[1:])
+    except SystemExit as told:  # --help, or what was wrong, is printed already
+        return int(told.code or 0)
+    try:
         print(f"raytraffic {words[0]} {json.dumps(to_json(config))}", flush=True)
         result = verb.run(config)
     except KeyboardInterrupt:

@@ -59,6 +59,8 @@ class TrainConfig:
     the forecast places are trained on, and harm in new ones."""
     drop_contexts: float = 0.5
     """Share of training windows from which a context is taken away, so that cities without it are answered too."""
+    jitter_levels: float = 0.5
+    """Spread of the log-normal factors that training cells are multiplied by."""
     window: int = 64
     """Time slots of a window."""
     seed: int = 0

@@ -65,9 +65,11 @@ def issue_windows(
         steps = int(series.steps[i])
         issue = steps if issue_minute is None else -((int(index.start_minute[first]) - issue_minute) // step_minutes)
         start = issue - history
-        if start < 0 or issue > steps:
-            place = "/".join(index.places[int(series.place[i])])
-            raise ValueError(f"{place}: {steps} steps and issue step {issue}, expected {history} steps of history before the issue time")
+        place = "/".join(index.places[int(series.place[i])])
+        if issue > steps:
+            raise ValueError(f"{place}: ends {issue - steps} steps before the issue time, expected measurements up to it")
+        if start < 0:
+            raise ValueError(f"{place}: {max(issue, 0)} steps before the issue time, expected at least {history} steps of history")
         rows.append(first + min(start // index.core, windows.store.layout.runs(steps) - 1))
         starts.append(start)
     return np.array(rows, dtype=np.int64), np.array(starts, dtype=np.int64)

@@ -16,7 +16,7 @@ from raytraffic.files import Location
 from raytraffic.forecasting import ForecastRequest, forecast_table, issue_windows
 from raytraffic.sources.table import Columns, LongTable
 from raytraffic.store import Layout, open_store, prepare_store
-from raytraffic.windows import Windows
+from raytraffic.windows import windows_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ class Forecaster(core.Forecaster):
         )
         with tempfile.TemporaryDirectory() as folder:
             prepare_store([table.read(name) for name in table.names()], Location.of(folder), Layout())
-            windows = Windows(open_store(folder), "all")
+            windows = windows_for(open_store(folder), "all", self.model_config)
             rows, starts = issue_windows(windows, request, None, int(windows.store.index.step_minutes[0]))
             frame: pd.DataFrame = forecast_table(self, windows, rows, starts, request).to_pandas()
         services = frame["service"].nunique()

@@ -39,10 +39,11 @@ def save(
 ) -> None:
     """Saves the run after `done` steps into a folder named by the step; all ranks gather, the rank with `write` writes."""
     weights = get_model_state_dict(model, options=_FULL)
-    moments = get_optimizer_state_dict(model, adam, options=_FULL)["state"]
+    optimiser = get_optimizer_state_dict(model, adam, options=_FULL)
     average = full_weights(ema.weights)
     if not write:
         return
+    moments = optimiser["state"]  # only the first rank is handed whole dictionaries
     flat = {f"{name}{_SEPARATOR}{key}": value for name, entry in moments.items() for key, value in entry.items()}  # type: ignore[union-attr]
     files = {"model.safetensors": weights, "optimiser.safetensors": flat, "ema.safetensors": average, "state.json": {"done": done, **facts}}
     commit(folder.child(f"step-{done:08d}"), files)  # type: ignore[arg-type]
@@ -57,7 +58,7 @@ def newest(folder: Location) -> Location | None:
 def restore(checkpoint: Location, model: nn.Module, adam: torch.optim.Optimizer, ema: Ema) -> dict[str, float]:
     """Loads a checkpoint into a model, its optimiser and its average; returns what was saved beside them (`done`, facts)."""
     set_model_state_dict(model, dict(read_tensors(checkpoint, "model.safetensors")), options=_FULL)
-    template = get_optimizer_state_dict(model, adam, options=_FULL)
+    template = get_optimizer_state_dict(model, adam)
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in read_tensors(checkpoint, "optimiser.safetensors").items():
         parameter, key = name.split(_SEPARATOR)

@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import nn
 
 from raytraffic import registry
-from raytraffic.augment import drop_contexts, turn_tiles
+from raytraffic.augment import drop_contexts, jitter_levels, turn_tiles
 from raytraffic.checkpoint import committed, read_tensors, save_forecaster
 from raytraffic.config import TrainConfig, from_json, to_json
 from raytraffic.files import Location
@@ -184,7 +184,8 @@ class _Run:
             # The sample's number salts its key: the same window has other noise in every pass.
             batch = self.windows.batch(columns).to(self.device)
             seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
-            batch = drop_contexts(turn_tiles(batch, seeds), seeds, config.drop_contexts)
+            batch = jitter_levels(turn_tiles(batch, seeds), seeds, config.jitter_levels)
+            batch = drop_contexts(batch, seeds, config.drop_contexts)
             batch = mixture(batch, tasks, config.weights, seeds)
             figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
             self.done += 1
@@ -271,7 +272,8 @@ def _shard(model: nn.Module, config: TrainConfig, world: int, device: torch.devi
         for module in model.modules():
             if isinstance(module, AdaLNBlock):
                 fully_shard(module, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+        # The root too lets go of its whole parameters after a forward, so that the average can be swapped in as shards.
+        fully_shard(model, mp_policy=policy, reshard_after_forward=True)
         return model
     if world == 1:
         return model

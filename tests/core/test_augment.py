@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from raytraffic.augment import drop_contexts, turn_tiles
+from raytraffic.augment import drop_contexts, jitter_levels, turn_tiles
 from tests.batches import seasonal_batch
 
 
@@ -38,3 +38,16 @@ def test_contexts_are_dropped_by_share_and_independently() -> None:
     assert 0.4 < float(no_poi.float().mean()) < 0.6
     assert 0.15 < float((no_users & no_poi).float().mean()) < 0.35
     assert torch.equal(drop_contexts(batch, torch.arange(400), 0.0).context["poi"], batch.context["poi"])
+
+
+def test_levels_are_jittered_cell_by_cell_and_nothing_else() -> None:
+    batch = seasonal_batch(400)
+    jittered = jitter_levels(batch, torch.arange(400), 0.5)
+    ratio = (jittered.traffic / batch.traffic)[:, 0, :, :3]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    log = ratio[:, 0].log()
+    touched = (log.abs() > 1e-6).any(dim=1)
+    assert 0.6 < float(touched.float().mean()) < 0.8
+    assert 0.45 < float(log[touched].std()) < 0.55
+    assert abs(float(torch.corrcoef(log[touched].T)[0, 1])) < 0.2
+    assert torch.equal(jittered.context["users"].nan_to_num(), batch.context["users"].nan_to_num())

@@ -1,0 +1,116 @@
+"""The command line: verbs, help, exit codes, and one line for the user's mistake wherever it was raised."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raytraffic import cli
+from raytraffic.cli import VERBS, main
+from raytraffic.config import PrepareConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Wrapped(Exception):
+    """What Ray wraps a worker's error in."""
+
+    def __init__(self, cause: BaseException | None = None, worker_failures: dict[int, BaseException] | None = None) -> None:
+        super().__init__("a long remote traceback")
+        self.cause = cause
+        self.worker_failures = worker_failures or {}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes the verb `prepare` raise."""
+
+    def run(self: cli.Verb, config: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.Verb, "run", run)
+
+
+PREPARE = ["prepare", "--sources", "synthetic:east?days=2", "--out", "store"]
+
+
+def test_no_verb_is_a_mistake_and_help_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help_and_every_option_a_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--out" in told and str(VERBS[verb].config.__doc__).strip().splitlines()[0][:50] in told
+
+
+def test_unknown_verbs_options_and_values_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"raytraffic: unknown verb 'predict', expected one of {', '.join(VERBS)}"]
+    for arguments, name in (([*PREPARE, "--tlie", "4", "4"], "--tlie"), (["prepare", "--out", "store"], "--sources"), ([*PREPARE, "--seed", "x"], "'x'")):
+        assert main(arguments) == 2
+        assert name in capsys.readouterr().err
+
+
+def test_the_configuration_is_printed_and_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(cli.Verb, "run", lambda self, config: seen.append(config) or "there")
+    assert main([*PREPARE, "--token", "4", "2", "2"]) == 0
+    assert seen == [PrepareConfig(sources=("synthetic:east?days=2",), out="store", token=(4, 2, 2))]
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith('raytraffic prepare {"sources": ["synthetic:east?days=2"]') and last == "raytraffic prepare: done: there"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("y: 3, expected 4"),
+        Wrapped(cause=ValueError("y: 3, expected 4")),
+        Wrapped(worker_failures={1: Wrapped(cause=ValueError("y: 3, expected 4"))}),
+        Wrapped(cause=Wrapped(cause=ValueError("y: 3, expected 4"))),
+    ],
+)
+def test_a_mistake_is_one_line_wherever_it_was_raised(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, error)
+    assert main(PREPARE) == 2
+    assert capsys.readouterr().err == "raytraffic prepare: y: 3, expected 4\n"
+    monkeypatch.setenv("RAYTRAFFIC_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(PREPARE)
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, Wrapped(cause=AssertionError("an invariant")))
+    with pytest.raises(Wrapped):
+        main(PREPARE)
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(monkeypatch, KeyboardInterrupt())
+    assert main(PREPARE) == 130
+    assert capsys.readouterr().err == "raytraffic prepare: interrupted; the same command goes on where it was\n"
+
+
+@pytest.mark.parametrize("verb", sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py")))
+def test_jobs_are_the_same_verbs(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{verb}.py", "--help"])
+    with pytest.raises(SystemExit) as told:
+        runpy.run_path(str(REPOSITORY / "jobs" / f"{verb}.py"), run_name="__main__")
+    assert not told.value.code
+    assert f"usage: raytraffic {verb} " in capsys.readouterr().out
+
+
+def test_help_starts_neither_ray_nor_torch() -> None:
+    program = "import sys; from raytraffic.cli import main; main(['train', '--help']); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"ray", "torch"} & set(result.stdout.splitlines()[-1].split())
