@@ -71,14 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mistake(error: BaseException) -> str | None:
-    """The message of the user's mistake (a ValueError, also one raised in a Ray worker), or None if it is ours."""
+    """The first line of the user's mistake (a ValueError, also one raised in a Ray worker), or None if the fault is ours."""
     seen: list[BaseException] = []
     while error not in seen:
         seen.append(error)
+        cause = getattr(error, "cause", None)  # what Ray wrapped
         if isinstance(error, ValueError):
-            return str(getattr(error, "cause", error)).strip().splitlines()[-1].removeprefix("ValueError: ")
+            return str(cause or error).strip().partition("\n")[0]  # Ray appends lines of advice
         failures = getattr(error, "worker_failures", None) or {}
-        inner = next(iter(failures.values()), None) or getattr(error, "cause", None) or error.__cause__
+        inner = next(iter(failures.values()), None) or cause or error.__cause__
         if inner is None:
             return None
         error = inner

@@ -82,9 +82,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if len(self.tasks) != len(self.weights):
             raise ValueError(f"weights: {self.weights}, expected one a task of {self.tasks}")
-        for name in ("steps", "batch", "workers", "threads", "validate_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected at least 1")
+        if min(self.weights, default=0) <= 0:
+            raise ValueError(f"weights: {self.weights}, expected positive ones")
+        _at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,9 @@ class EvaluateConfig:
     workers: int = 2
     """Forecasting actors."""
     gpu: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "draws", "steps", "stride", "batch", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,9 @@ class ForecastConfig:
     workers: int = 2
     gpu: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "draws", "steps", "batch", "tiles_per_shard", "workers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
@@ -148,6 +154,12 @@ class QuickstartConfig:
     steps: int = 700
     """Training steps."""
     seed: int = 0
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)}, expected at least 1")
 
 
 def to_json(value: Any) -> Any:

@@ -1,8 +1,8 @@
 r"""Scaling: from physical units to what is diffused, invertible, made from a window's known entries only.
 
 known    level = a cell's own mean over its known entries (adjusted by the city profile where there is one), asinh, residual
-         to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow the mean
-         level of their tile's live cells. An untrained network with zero output therefore samples prior + noise.
+         to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow level and
+         spread from the levels of their tile's live cells. An untrained network with zero output therefore samples prior + noise.
 global   the papers' scale: [0, q] -> [-1, 1] with the city's upper reference q; no prior, no spread, answers clipped to [0, q].
          A city without training statistics (NaN) has its largest known entry as q, and 1 where nothing above zero is known.
 
@@ -76,15 +76,13 @@ class Scaling:
         dead = (count >= self.dead_after) & (total == 0)
         own = total / (known * profile).sum(2, keepdim=True).clamp(min=_SMALLEST)
         live = total > 0
-        borrowed = (own * live).sum(3, keepdim=True) / live.sum(3, keepdim=True).clamp(min=1)
-        fallback = _finite(batch.context["reference"], 1.0)[:, :, None, None] * 0.05 if "reference" in batch.context else 1.0
-        borrowed = torch.where(borrowed > 0, borrowed, torch.ones_like(borrowed) * fallback)
-        level = torch.where(live, own, borrowed.expand_as(own)).clamp(min=_SMALLEST)
+        borrowed, uncertain = _borrow(own, live, batch)
+        level = torch.where(live, own, borrowed).clamp(min=_SMALLEST)
 
         prior = self._prior(batch, profile, level)
         residual = torch.where(known, torch.asinh(traffic / level) - prior, torch.zeros_like(traffic))
         square = (residual**2).sum(2, keepdim=True) + self.spread_weight * self.spread**2
-        spread = torch.where(live, (square / (count + self.spread_weight)).sqrt(), torch.ones_like(level))
+        spread = torch.where(live, (square / (count + self.spread_weight)).sqrt(), uncertain)
         return Scale(level=level, prior=prior, spread=spread, ceiling=_ceiling(batch, level), dead=dead, asinh=True)
 
     def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
@@ -96,6 +94,24 @@ class Scaling:
             return shaped
         other_day, found = same_slot(batch)
         return torch.where(found & unknown_city, torch.asinh(other_day / level), shaped)
+
+
+def _borrow(own: Tensor, live: Tensor, batch: TrafficBatch) -> tuple[Tensor, Tensor]:
+    """Level and spread (b, c, 1, s) of a cell without history, whose level is one more draw of its tile's log-normal levels.
+
+    The level is the geometric mean over live cells, the spread the predictive standard deviation of a log-level, in [0.5, 2];
+    1 where there are fewer than two live cells, and 5 % of the city's reference (1 without one) where there is none.
+    """
+    count = live.sum(3, keepdim=True)
+    log = torch.where(live, own.clamp(min=_SMALLEST).log(), torch.zeros_like(own))
+    centre = log.sum(3, keepdim=True) / count.clamp(min=1)
+    square = torch.where(live, log - centre, torch.zeros_like(log)) ** 2
+    variance = square.sum(3, keepdim=True) / (count - 1).clamp(min=1) * (1 + 1 / count.clamp(min=1))
+    spread = torch.where(count > 1, variance.sqrt().clamp(0.5, 2.0), torch.ones_like(variance))
+    alone = torch.ones_like(centre)
+    if "reference" in batch.context:
+        alone = 0.05 * _finite(batch.context["reference"], 20.0)[:, :, None, None]
+    return torch.where(count > 0, centre.exp(), alone).expand_as(own), spread.expand_as(own)
 
 
 def _profile(batch: TrafficBatch) -> Tensor:

@@ -159,8 +159,8 @@ class Scale:
     asinh: bool
 
     def apply(self, traffic: Tensor) -> Tensor:
-        """z of traffic in physical units; 0 where the traffic is NaN."""
-        ratio = traffic / self.level
+        """z of traffic in physical units, clipped at the ceiling on the papers' linear scale; 0 where the traffic is NaN."""
+        ratio = (traffic if self.asinh else torch.minimum(traffic, self.ceiling)) / self.level
         z = ((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread
         return torch.nan_to_num(z, nan=0.0)
 

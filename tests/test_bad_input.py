@@ -19,6 +19,7 @@ import torch
 from raytraffic import registry
 from raytraffic.checkpoint import commit, save_forecaster
 from raytraffic.cli import main
+from raytraffic.config import TrainConfig
 from raytraffic.files import Location
 from raytraffic.on_ray import evaluate, forecast, prepare, train
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
@@ -69,7 +70,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checkpoint(tmp_path: Path, store: str) -> Path:
     """A tiny model that fits the store."""
     entry = registry.model("uomo")
-    config = train.model_config(train.TrainConfig(store=store, out="", preset="tiny"), open_store(store))
+    config = train.model_config(TrainConfig(store=store, out="", preset="tiny"), open_store(store))
     folder = tmp_path / "model"
     save_forecaster(folder, entry.build(config).state_dict(), "uomo", config, {})
     return folder
@@ -120,8 +121,8 @@ def wrong_shape(folder: Path) -> tuple[str, list[str]]:
 
 
 def wrong_users_shape(folder: Path) -> tuple[str, list[str]]:
-    arrays = {"traffic": np.ones((2, 48, 4, 4)), "users": np.ones((2, 47, 4, 4)), "start_weekday_slot": np.array([0, 0])}
-    np.savez(folder / "east_train.npz", **arrays, step_minutes=np.array(60))
+    traffic, users = np.ones((2, 48, 4, 4)), np.ones((2, 47, 4, 4))
+    np.savez(folder / "east_train.npz", traffic=traffic, users=users, start_weekday_slot=np.array([0, 0]), step_minutes=np.array(60))
     return f"series:{folder}", ["east_train.npz", "users", "47"]
 
 
@@ -148,8 +149,8 @@ def mixed_granularity(folder: Path) -> tuple[str, list[str]]:
 
 def granularity_of_periods(folder: Path) -> tuple[str, list[str]]:
     for period, step in (("train", 60), ("test", 30)):
-        arrays = {"traffic": np.ones((2, 48, 4, 4)), "start_weekday_slot": np.array([0, 0]), "step_minutes": np.array(step)}
-        np.savez(folder / f"east_{period}.npz", **arrays)
+        traffic, start = np.ones((2, 48, 4, 4)), np.array([0, 0])
+        np.savez(folder / f"east_{period}.npz", traffic=traffic, start_weekday_slot=start, step_minutes=np.array(step))
     return f"series:{folder}", ["step_minutes", "'east'", "one step in all periods"]
 
 
@@ -184,12 +185,13 @@ def unknown_source_option(folder: Path) -> tuple[str, list[str]]:
     return "synthetic:east?dyas=3", ["option 'dyas'", "'days'"]
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [unknown_column, nan_city, nan_station, wrong_shape, wrong_users_shape, truncated_parquet, truncated_npz, mixed_granularity]
-    + [granularity_of_periods, unusual_granularity, empty_table, empty_city, no_city, negative, unknown_scheme, unknown_source_option],
-)
-def test_bad_sources(mistake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+WRONG_FILES = (nan_city, wrong_shape, wrong_users_shape, truncated_parquet, truncated_npz, granularity_of_periods, empty_city, no_city)
+WRONG_TABLES = (unknown_column, nan_station, mixed_granularity, empty_table, negative)
+WRONG_WORDS = (unusual_granularity, unknown_scheme, unknown_source_option)
+
+
+@pytest.mark.parametrize("mistake", [*WRONG_FILES, *WRONG_TABLES, *WRONG_WORDS])
+def test_bad_sources(mistake: Callable[[Path], tuple[str, list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     source, told = mistake(tmp_path / "in")
     refused(capsys, tmp_path / "out", ["prepare", "--sources", "synthetic:west?days=2&grid=4x4", source], *told)
@@ -345,7 +347,9 @@ def test_bad_checkpoints(
         (["--ema", "1"], ["ema 1.0", "< 1"]),
     ],
 )
-def test_bad_training_settings(arguments: list[str], told: list[str], store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_training_settings(
+    arguments: list[str], told: list[str], store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused(capsys, tmp_path / "out", ["train", "--store", store, "--preset", "tiny", *arguments], *told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,51 +69,38 @@ def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
     assert f"{parameters:,} parameters" in card and "## Step\n\n7" in card and '"crps": 0.1' in card
 
 
-@pytest.mark.parametrize("writes", range(len(FILES) + 1))
-def test_an_interrupted_save_is_no_checkpoint_and_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    write, done = Location.write_bytes, []
+def dying_after(writes: int, patch: pytest.MonkeyPatch) -> None:
+    """Makes the process "die" at the write after so many."""
+    write, done = Location.write_bytes, [0]
 
     def dies(self: Location, data: bytes) -> None:
-        if len(done) == writes:
+        if done[0] == writes:
             raise KeyboardInterrupt
-        done.append(self.name)
+        done[0] += 1
         write(self, data)
 
+    patch.setattr(Location, "write_bytes", dies)
+
+
+@pytest.mark.parametrize("writes", range(len(FILES)))
+@pytest.mark.parametrize("before", ["nothing", "another model"])
+def test_an_interrupted_save_is_no_checkpoint_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, before: str
+) -> None:
     folder = Location.of(tmp_path / "model")
+    if before == "another model":
+        other = {name: value + 1 for name, value in moved("uomo").state_dict().items()}
+        save_forecaster(folder, other, "uomo", registry.model("uomo").preset("tiny"), {})
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "write_bytes", dies)
-        if writes < len(FILES):
-            with pytest.raises(KeyboardInterrupt):
-                saved(folder)
-        else:
-            saved(folder)
-    assert committed(folder) == (writes == len(FILES))
-    if not committed(folder):
-        with pytest.raises(ValueError, match=r"model: no committed\.json, expected a whole checkpoint"):
-            load_forecaster(folder)
-    saved(folder)
-    assert load_forecaster(folder)[1] == "uomo"
-
-
-@pytest.mark.parametrize("writes", [1, 2, 3])
-def test_overwriting_a_model_never_leaves_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    folder = Location.of(tmp_path / "model")
-    old = saved(folder)
-    write, done = Location.write_bytes, []
-
-    def dies(self: Location, data: bytes) -> None:
-        if len(done) == writes:
-            raise KeyboardInterrupt
-        done.append(self.name)
-        write(self, data)
-
-    other = {name: value + 1 for name, value in old.state_dict().items()}
-    with monkeypatch.context() as patch:
-        patch.setattr(Location, "write_bytes", dies)
+        dying_after(writes, patch)
         with pytest.raises(KeyboardInterrupt):
-            save_forecaster(folder, other, "uomo", registry.model("uomo").preset("tiny"), {"Step": "8"})
-    with pytest.raises(ValueError, match=r"no committed\.json, expected a whole checkpoint"):
+            saved(folder)
+    assert not committed(folder)
+    with pytest.raises(ValueError, match=r"model: no committed\.json, expected a whole checkpoint"):
         load_forecaster(folder)
+    model = saved(folder)
+    loaded = load_forecaster(folder)[0].state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def _rewrite(folder: Path, **files: bytes) -> None:
@@ -157,14 +145,6 @@ def not_safetensors(folder: Path) -> str:
 def unmarked(folder: Path) -> str:
     (folder / "committed.json").unlink()
     return r"no committed\.json, expected a whole checkpoint"
-
-
-@pytest.mark.parametrize("text", [b"{", b"[]", b'"a"', b'{"config.json": 1}'])
-def test_a_damaged_marker_is_named(tmp_path: Path, text: bytes) -> None:
-    saved(Location.of(tmp_path))
-    (tmp_path / "committed.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"(committed|config)\.json: .*, expected"):
-        load_forecaster(tmp_path)
 
 
 def nan_weights(folder: Path) -> str:
@@ -222,15 +202,23 @@ def not_json(folder: Path) -> str:
     return r"config\.json: .*, expected JSON"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [flipped, truncated, lost, not_safetensors, unmarked, nan_weights, missing_tensor, other_shape]
-    + [misspelt_field, wrong_type, impossible_value, unknown_model, not_json],
-)
-def test_damage_is_named(tmp_path: Path, damage) -> None:
+FILE_DAMAGE = (flipped, truncated, lost, not_safetensors, unmarked, nan_weights, missing_tensor, other_shape)
+CONFIG_DAMAGE = (misspelt_field, wrong_type, impossible_value, unknown_model, not_json)
+
+
+@pytest.mark.parametrize("damage", [*FILE_DAMAGE, *CONFIG_DAMAGE])
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], str]) -> None:
     saved(Location.of(tmp_path))
     message = damage(tmp_path)
     with pytest.raises(ValueError, match=message):
+        load_forecaster(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'"a"', b'{"config.json": 1}'])
+def test_a_damaged_marker_is_named(tmp_path: Path, text: bytes) -> None:
+    saved(Location.of(tmp_path))
+    (tmp_path / "committed.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"(committed|config)\.json: .*, expected"):
         load_forecaster(tmp_path)
 
 

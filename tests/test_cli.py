@@ -16,7 +16,7 @@ from raytraffic.config import PrepareConfig
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-class Wrapped(Exception):
+class WrappedError(Exception):
     """What Ray wraps a worker's error in."""
 
     def __init__(self, cause: BaseException | None = None, worker_failures: dict[int, BaseException] | None = None) -> None:
@@ -32,6 +32,17 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     monkeypatch.setattr(cli.Verb, "run", run)
+
+
+class RaysValueError(WrappedError, ValueError):
+    """A worker's ValueError as Ray raises it: its own text is the remote traceback."""
+
+
+def chained() -> ValueError:
+    """A mistake found while handling another."""
+    error = ValueError("y: 3, expected 4")
+    error.__cause__ = ValueError("not a number")
+    return error
 
 
 PREPARE = ["prepare", "--sources", "synthetic:east?days=2", "--out", "store"]
@@ -55,14 +66,23 @@ def test_unknown_verbs_options_and_values_are_refused(capsys: pytest.CaptureFixt
     assert main(["predict"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert told == [f"raytraffic: unknown verb 'predict', expected one of {', '.join(VERBS)}"]
-    for arguments, name in (([*PREPARE, "--tlie", "4", "4"], "--tlie"), (["prepare", "--out", "store"], "--sources"), ([*PREPARE, "--seed", "x"], "'x'")):
+    for arguments, name in (
+        ([*PREPARE, "--tlie", "4", "4"], "--tlie"),
+        (["prepare", "--out", "store"], "--sources"),
+        ([*PREPARE, "--seed", "x"], "'x'"),
+    ):
         assert main(arguments) == 2
         assert name in capsys.readouterr().err
 
 
 def test_the_configuration_is_printed_and_handed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(cli.Verb, "run", lambda self, config: seen.append(config) or "there")
+
+    def run(self: cli.Verb, config: object) -> str:
+        seen.append(config)
+        return "there"
+
+    monkeypatch.setattr(cli.Verb, "run", run)
     assert main([*PREPARE, "--token", "4", "2", "2"]) == 0
     assert seen == [PrepareConfig(sources=("synthetic:east?days=2",), out="store", token=(4, 2, 2))]
     first, last = capsys.readouterr().out.splitlines()
@@ -73,9 +93,12 @@ def test_the_configuration_is_printed_and_handed_on(monkeypatch: pytest.MonkeyPa
     "error",
     [
         ValueError("y: 3, expected 4"),
-        Wrapped(cause=ValueError("y: 3, expected 4")),
-        Wrapped(worker_failures={1: Wrapped(cause=ValueError("y: 3, expected 4"))}),
-        Wrapped(cause=Wrapped(cause=ValueError("y: 3, expected 4"))),
+        ValueError("y: 3, expected 4\nFailed after 1/1 attempts."),
+        chained(),
+        RaysValueError(cause=chained()),
+        WrappedError(cause=ValueError("y: 3, expected 4")),
+        WrappedError(worker_failures={1: WrappedError(cause=ValueError("y: 3, expected 4"))}),
+        WrappedError(cause=WrappedError(cause=ValueError("y: 3, expected 4"))),
     ],
 )
 def test_a_mistake_is_one_line_wherever_it_was_raised(
@@ -90,8 +113,8 @@ def test_a_mistake_is_one_line_wherever_it_was_raised(
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, Wrapped(cause=AssertionError("an invariant")))
-    with pytest.raises(Wrapped):
+    failing(monkeypatch, WrappedError(cause=AssertionError("an invariant")))
+    with pytest.raises(WrappedError):
         main(PREPARE)
 
 

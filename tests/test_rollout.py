@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from raytraffic import registry
 from raytraffic.diffusion.samplers import Sampler
@@ -97,15 +96,27 @@ def test_the_future_cannot_leak(model: Forecaster) -> None:
     assert torch.equal(ours, rollout(model, unmeasured, WINDOW, SAMPLER, draws=2).draws[..., PRESENT])
 
 
-def test_later_windows_know_the_draws_of_cells_with_history_only(model: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_part_after_a_history_that_is_all_known(model: Forecaster) -> None:
+    batch = to_forecast(96, history=WINDOW)
+    draws = rollout(model, batch, WINDOW, SAMPLER, draws=2).draws[..., WINDOW:, :][..., [i for i in PRESENT if i != DEAD]]
+    assert bool((draws[:, 0] != draws[:, 1]).float().mean() > 0.9)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[TrafficBatch]:
+    """The batches that are forecast from now on."""
     seen: list[TrafficBatch] = []
     forecast = Forecaster.forecast
 
-    def watch(self: Forecaster, batch: TrafficBatch, *rest: object) -> Forecast:
+    def watch(self: Forecaster, batch: TrafficBatch, sampler: Sampler, draws: int, seed: int) -> Forecast:
         seen.append(replace(batch, known=batch.known.clone()))
-        return forecast(self, batch, *rest)  # type: ignore[arg-type]
+        return forecast(self, batch, sampler, draws, seed)
 
     monkeypatch.setattr(Forecaster, "forecast", watch)
+    return seen
+
+
+def test_later_windows_know_the_draws_of_cells_with_history_only(model: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(monkeypatch)
     draws = rollout(model, to_forecast(112), WINDOW, SAMPLER, draws=2).draws.flatten(0, 1)
     assert [each.shape[0] for each in seen] == [3, 6, 6]
     for piece, start, overlap in zip(seen[1:], (32, 48), (32, 48), strict=True):
@@ -116,16 +127,10 @@ def test_later_windows_know_the_draws_of_cells_with_history_only(model: Forecast
 
 
 def test_a_place_without_any_history_is_continued_too(model: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
-    forecast = Forecaster.forecast
-
-    def watch(self: Forecaster, batch: TrafficBatch, *rest: object) -> Forecast:
-        seen.append(batch.known.clone())
-        return forecast(self, batch, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Forecaster, "forecast", watch)
+    seen = watched(monkeypatch)
     assert bool(rollout(model, to_forecast(96, history=0), WINDOW, SAMPLER, draws=1).draws.isfinite().all())
-    assert bool(seen[1][:, :, :32].all()) and not bool(seen[1][:, :, 32:].any())
+    known = seen[1].known
+    assert bool(known[:, :, :32].all()) and not bool(known[:, :, 32:].any())
 
 
 def test_known_entries_after_the_first_window_are_kept_and_used(model: Forecaster) -> None:

@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> Location:
     out.child("config.json").write_bytes(json.dumps(to_json(config), indent=1).encode())
     out.child("scores.json").write_bytes(json.dumps(rows, indent=1).encode())
     out.child("scores.csv").write_bytes(_csv(rows))
-    view, sampler = scorer.windows[config.splits[0]], Sampler(config.method, config.steps)
+    view, sampler = scorer.windows[config.splits[0]], scorer.sampler
     examples = forecast_examples(scorer.forecaster, view, config.part, named_tasks(config.tasks), sampler, config.seed)
     maps = city_maps(scorer.forecaster, view, config.part, sampler, config.seed)
     evaluation_report(rows, examples, out.child("report.html"), model=scorer.model, maps=maps, title=f"{scorer.model} on {config.store}")
@@ -85,6 +85,7 @@ class _Scorer:
     def __init__(self, config: EvaluateConfig) -> None:
         torch.set_num_threads(1)
         self.config = config
+        self.sampler = Sampler(config.method, config.steps)
         self.device = torch.device("cuda" if config.gpu else "cpu")
         self.forecaster, self.model, self.model_config = load_forecaster(config.checkpoint)
         self.forecaster.to(self.device)
@@ -97,13 +98,12 @@ class _Scorer:
         view = self.windows[split]
         rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
         board = Scoreboard()
-        sampler = Sampler(config.method, config.steps)
         for at in range(0, len(rows), config.batch):
             chunk = slice(at, at + config.batch)
             columns = view.cut(rows[chunk], starts[chunk])
             batch = mask(view.batch(columns).to(self.device), TASKS[task], config.seed)
             cities = [view.store.index.cities[code] for code in columns["city"]]
-            forecast = self.forecaster.forecast(batch, sampler, config.draws, config.seed)
+            forecast = self.forecaster.forecast(batch, self.sampler, config.draws, config.seed)
             batch, forecast = batch.to("cpu"), replace(forecast, draws=forecast.draws.cpu(), known=forecast.known.cpu())
             board.update(batch, forecast, model=self.model, cities=cities, split=split, task=task)
             for rule in rules_for(TASKS[task]):

@@ -35,12 +35,10 @@ def forecast(config: ForecastConfig) -> Location:
     Raises ValueError unless exactly one of `store` and `table` is given, and where `out` holds another run's forecast.
     """
     out = Location.of(config.out)
-    store = open_store(_store(config, out))
     _, _, model_config = load_forecaster(config.checkpoint)
-    windows = windows_for(store, "all", model_config)
     issue = None if config.issue is None else _minute(config.issue)
-    run = {"config": _identity(config), "fingerprint": _fingerprint(config, store)}
-    _claim(out, run)
+    store = open_store(_store(config, out))
+    windows = windows_for(store, "all", model_config)
     items: list[dict[str, Any]] = []
     for step in np.unique(store.index.step_minutes).tolist():
         rows, starts = issue_windows(windows, _request(config, step), issue, step)
@@ -48,6 +46,8 @@ def forecast(config: ForecastConfig) -> Location:
             part = slice(at, at + config.tiles_per_shard)
             name = f"forecast-{len(items):05d}.parquet"
             items.append({"shard": name, "step": step, "rows": rows[part].tolist(), "starts": starts[part].tolist()})
+    run = {"config": _identity(config), "fingerprint": _fingerprint(config, store)}
+    _claim(out, run)
     tiles = sum(len(item["rows"]) for item in items)
     there = {file.name for file in out.child("shards").list()}
     missing = [item for item in items if item["shard"] not in there]

@@ -81,6 +81,7 @@ def _check(config: TrainConfig, out: Location) -> None:
     """Refuses wrong settings before any worker starts, and saves them with the run."""
     store = open_store(config.store)
     named_tasks(config.tasks)
+    _optimisation(config)
     if config.batch % config.workers:
         raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
     windows_for(store, config.split, model_config(config, store)).training(config.seed)
@@ -91,6 +92,12 @@ def _check(config: TrainConfig, out: Location) -> None:
             if name not in _FREE and before.get(name) != value:
                 raise ValueError(f"{path}: {name} is {before.get(name)!r}, expected {value!r}; this run directory belongs to another run")
     path.write_bytes(json.dumps(to_json(config), indent=1).encode())
+
+
+def _optimisation(config: TrainConfig) -> Optimisation:
+    return Optimisation(
+        learning_rate=config.learning_rate, warmup=config.warmup, steps=config.steps, ema=config.ema, weight_decay=config.weight_decay
+    )
 
 
 def model_config(config: TrainConfig, store: Store) -> Any:
@@ -150,9 +157,7 @@ class _Run:
         """Builds everything and goes to the newest committed checkpoint."""
         device = get_device()
         store = open_store(config.store)
-        settings = Optimisation(
-            learning_rate=config.learning_rate, warmup=config.warmup, steps=config.steps, ema=config.ema, weight_decay=config.weight_decay
-        )
+        settings = _optimisation(config)
         torch.manual_seed(config.seed)
         chosen = model_config(config, store)
         model: nn.Module = registry.model(config.model).build(chosen).to(device)
@@ -191,8 +196,8 @@ class _Run:
             self.done += 1
             self.ema.update(self.model.named_parameters(), self.done)
             losses.append(figures["loss"])
-            last = self.done == config.steps
-            if self.done % _LOG_EVERY == 0 or last:
+            validates = self.done % config.validate_every == 0 or self.done == config.steps
+            if self.done % _LOG_EVERY == 0 or validates:
                 elapsed = time.monotonic() - clock
                 self.log.add(
                     step=self.done,
@@ -203,7 +208,7 @@ class _Run:
                     data_wait_share=waited / elapsed,
                 )
                 losses, waited, since, clock = [], 0.0, self.done, time.monotonic()
-            if self.done % config.validate_every == 0 or last:
+            if validates:
                 self._validate_and_save()
                 clock = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -153,3 +154,24 @@ def test_without_training_statistics_the_global_scale_takes_the_largest_known_en
 def test_wrong_settings_are_named(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Scaling(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_global_scale_clips_what_lies_above_the_reference() -> None:
+    batch = seasonal_batch(2)
+    scale = Scaling(kind="global", prior="none").fit(batch)
+    q = batch.context["reference"][:, :, None, None].expand_as(batch.traffic)
+    torch.testing.assert_close(scale.apply(1.5 * q), torch.ones_like(q))
+    torch.testing.assert_close(scale.apply(q / 2), torch.zeros_like(q), atol=1e-6, rtol=0)
+
+
+def test_a_cell_without_history_borrows_its_neighbours_geometric_level() -> None:
+    batch = seasonal_batch(1)
+    known = batch.known.clone()
+    known[..., 0] = False
+    batch = replace(batch, known=known, context={})
+    scale = Scaling().fit(batch)
+    live = [i for i in range(1, 16) if i not in (DEAD, ABSENT)]
+    levels = torch.stack([batch.traffic[0, 0, :, i].mean() for i in live]).log()
+    assert float(scale.level[0, 0, 0, 0]) == pytest.approx(float(levels.mean().exp()), rel=1e-4)
+    predictive = float(levels.std() * math.sqrt(1 + 1 / len(live)))
+    assert float(scale.spread[0, 0, 0, 0]) == pytest.approx(min(max(predictive, 0.5), 2.0), rel=1e-4)

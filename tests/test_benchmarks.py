@@ -1,0 +1,63 @@
+"""The benchmarks run and write the figures they promise; `--quick` figures mean nothing, so no time and no ratio is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+#: A throw-away cluster on the loopback interface.
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+
+
+def figures_of(script: str, folder: Path, *options: str) -> dict[str, float]:
+    """The figures of a quick run, all of them finite and positive."""
+    path = folder / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", str(path), *options]
+    run = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = json.loads(path.read_text())
+    assert [file.name for file in folder.iterdir()] == ["figures.json"]
+    bad = {name: value for name, value in figures.items() if not (isinstance(value, float) and math.isfinite(value) and value > 0)}
+    assert not bad
+    return figures
+
+
+def test_sampler_steps(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is the oracle of this benchmark (extra dev)")
+    figures = figures_of("sampler_steps.py", tmp_path)
+    # Exact numbers, not measurements: more steps and the higher order are better, and diffusers (float32 tables) agrees.
+    assert figures["dpmpp_cov_error_20"] < figures["ddim_cov_error_20"] < figures["ddpm_cov_error_20"] < 0.25
+    for method in ("ddpm", "ddim", "dpmpp"):
+        assert figures[f"{method}_cov_error_20"] < figures[f"{method}_cov_error_10"] < figures[f"{method}_cov_error_1"]
+        assert figures[f"{method}_mean_error_20"] < 1e-4
+    assert max(figures["ddim_diffusers_difference"], figures["dpmpp_diffusers_difference"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_input_pipeline(tmp_path: Path) -> None:
+    figures = figures_of("input_pipeline.py", tmp_path)
+    assert figures.keys() >= {"windows_per_s", "store_bytes_ratio", "peak_mb_1x", "peak_mb_10x", "memory_ratio_10x"}
+    assert figures["store_bytes_ratio"] < 1.2  # deterministic: the target itself
+
+
+@pytest.mark.slow
+def test_train_overhead(tmp_path: Path) -> None:
+    """It also compares the losses of both loops and fails when they do different work."""
+    figures = figures_of("train_overhead.py", tmp_path)
+    assert figures.keys() >= {"plain_step_ms", "ray_step_ms", "step_ratio", "data_wait_share"}
+
+
+@pytest.mark.slow
+def test_a_mistake_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCHMARKS / "train_overhead.py"), "--steps", "30", "--json", str(path)]
+    run = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert run.returncode != 0 and "steps: 30, expected a multiple of 25" in run.stderr
+    assert not path.exists()
