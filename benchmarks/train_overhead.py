@@ -18,7 +18,7 @@ import tyro
 from measure import alternate, in_fresh_process, spread, synthetic_store, write_figures
 
 from raytraffic import registry
-from raytraffic.augment import drop_contexts, jitter_levels, turn_tiles
+from raytraffic.augment import augment
 from raytraffic.config import TrainConfig
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, step
@@ -99,8 +99,7 @@ def plain(config: TrainConfig) -> list[Row]:
     for done, columns in enumerate(batches):
         batch = windows.batch(columns)
         seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]))
-        batch = jitter_levels(turn_tiles(batch, seeds), seeds, config.jitter_levels)
-        batch = mixture(drop_contexts(batch, seeds, config.drop_contexts), tasks, config.weights, seeds)
+        batch = mixture(augment(batch, seeds, config.jitter_levels, config.drop_contexts), tasks, config.weights, seeds)
         losses.append(step(model, batch, seeds, adam, done, settings)["loss"])
         ema.update(model.named_parameters(), done + 1)
         if len(losses) == LOG_EVERY:

@@ -14,10 +14,15 @@ from torch import Tensor
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["drop_contexts", "jitter_levels", "turn_tiles"]
+__all__ = ["augment", "drop_contexts", "jitter_levels", "turn_tiles"]
 
 _STREAM = 2
 _ALONG_CELLS = ("users", "poi")
+
+
+def augment(batch: TrafficBatch, seeds: Tensor, jitter: float, drop: float) -> TrafficBatch:
+    """All of it, as training does: tiles turned, levels jittered with spread `jitter`, contexts dropped with share `drop`."""
+    return drop_contexts(jitter_levels(turn_tiles(batch, seeds), seeds, jitter), seeds, drop)
 
 
 def turn_tiles(batch: TrafficBatch, seeds: Tensor) -> TrafficBatch:

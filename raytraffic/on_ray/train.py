@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import nn
 
 from raytraffic import registry
-from raytraffic.augment import drop_contexts, jitter_levels, turn_tiles
+from raytraffic.augment import augment
 from raytraffic.checkpoint import committed, read_tensors, save_forecaster
 from raytraffic.config import TrainConfig, from_json, to_json
 from raytraffic.files import Location
@@ -189,8 +189,7 @@ class _Run:
             # The sample's number salts its key: the same window has other noise in every pass.
             batch = self.windows.batch(columns).to(self.device)
             seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
-            batch = jitter_levels(turn_tiles(batch, seeds), seeds, config.jitter_levels)
-            batch = drop_contexts(batch, seeds, config.drop_contexts)
+            batch = augment(batch, seeds, config.jitter_levels, config.drop_contexts)
             batch = mixture(batch, tasks, config.weights, seeds)
             figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
             self.done += 1
