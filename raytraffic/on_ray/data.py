@@ -20,10 +20,6 @@ __all__ = ["training_batches"]
 
 _CHUNK = 1024
 _PREFETCH = 4
-#: Ray Data would run ahead of a slower trainer until half of the object store is full: gigabytes, and the more the larger the
-#: machine. Its blocks are smaller than this bound for the same reason.
-_AHEAD_BYTES = 256 * 2**20
-_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,6 @@ def training_batches(windows: Windows, seed: int, batch: int, rank: int, world: 
             break
         items.append({"sample": max(pool.first, share.begin)})
     stream = dataset(items).map_batches(share, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1))
-    stream.context.target_max_block_size = _BLOCK_BYTES
-    options = stream.context.execution_options
-    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
+    # No object_store_memory limit here: a stream held back by one spins its scheduler thread in this process, under the GIL, and
+    # a training step then takes ten times as long (docs/decisions/0009).
     yield from stream.iter_batches(batch_size=batch // world, prefetch_batches=_PREFETCH)
