@@ -71,7 +71,8 @@ def _figures(runs: dict[str, list[list[Row]]]) -> dict[str, float]:
     """Medians over the logged rows of every run, and the ratio of each pair of neighbouring runs."""
     for first, second in zip(runs["plain"], runs["with_ray"], strict=True):
         for row, (one, other) in enumerate(zip(first, second, strict=True)):
-            if not math.isclose(one.loss, other.loss, rel_tol=1e-4):
+            # Rounding may differ between processes and training amplifies it; another batch or mask shows at once.
+            if not math.isclose(one.loss, other.loss, rel_tol=1e-5 if row == 0 else 1e-2):
                 raise ValueError(f"loss of row {row}: plain {one.loss}, Ray {other.loss}, expected equal ones; the loops differ")
     times = {name: [statistics.median(row.step_ms for row in rows[_WARM_UP_ROWS:]) for rows in of] for name, of in runs.items()}
     waits = [statistics.median(row.wait_share for row in rows[_WARM_UP_ROWS:]) for rows in runs["with_ray"]]

@@ -19,7 +19,8 @@ from raytraffic.windows import Columns, TrainingOrder, Windows
 __all__ = ["training_batches"]
 
 _CHUNK = 1024
-_PREFETCH = 4
+_PREFETCH = 2
+_POOLS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,29 @@ def training_batches(windows: Windows, seed: int, batch: int, rank: int, world: 
         if pool.first >= share.end:
             break
         items.append({"sample": max(pool.first, share.begin)})
-    stream = dataset(items).map_batches(share, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1))
-    # No object_store_memory limit here: a stream held back by one spins its scheduler thread in this process, under the GIL, and
-    # a training step then takes ten times as long (docs/decisions/0009).
-    yield from stream.iter_batches(batch_size=batch // world, prefetch_batches=_PREFETCH)
+    yield from _batches_of(_chunks(items, share), batch // world)
+
+
+def _chunks(items: list[dict[str, int]], share: _Share) -> Iterator[Columns]:
+    """The windows of all pools, some pools at a time: each time an execution of its own that ends by itself.
+
+    A stream over all pools would run ahead of the slower trainer until half of the object store is full, and one that is held
+    back by a limit spins its scheduler under this process's GIL (docs/decisions/0009).
+    """
+    for at in range(0, len(items), _POOLS_AHEAD):
+        stream = dataset(items[at : at + _POOLS_AHEAD])
+        yield from stream.map_batches(share, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1)).iter_batches(
+            batch_size=None, prefetch_batches=_PREFETCH
+        )
+
+
+def _batches_of(chunks: Iterator[Columns], size: int) -> Iterator[Columns]:
+    """The same rows, `size` at a time."""
+    rest: Columns = {}
+    for chunk in chunks:
+        joined = {name: np.concatenate((rest[name], values)) if rest else values for name, values in chunk.items()}
+        rows = len(joined["sample"])
+        whole = rows - rows % size
+        for at in range(0, whole, size):
+            yield {name: values[at : at + size] for name, values in joined.items()}
+        rest = {name: values[whole:] for name, values in joined.items()} if rows > whole else {}
