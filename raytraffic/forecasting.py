@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecaster import Forecaster
 from raytraffic.rollout import rollout
+from raytraffic.types import ordered_quantile
 from raytraffic.windows import Columns, Windows
 
 __all__ = ["ForecastRequest", "forecast_table", "issue_windows"]
@@ -105,8 +106,7 @@ def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: Fore
     history = columns["traffic"].shape[2] - request.horizon
     minutes = (first[:, None] + (history + np.arange(t)) * columns["step_minutes"][:, None])[window]
     services = np.array(windows.store.services, dtype=object)
-    levels = torch.tensor(request.quantiles, dtype=values.dtype)
-    quantiles = torch.quantile(values, levels, dim=1).numpy() if len(levels) else np.zeros((0, len(values)))
+    ordered = values.sort(dim=1).values
     table = {
         "city": pa.array(np.repeat(city, c * t), pa.string()).dictionary_encode(),
         "unique_id": pa.array(np.repeat(sites[window, site], c * t), pa.string()).dictionary_encode(),
@@ -114,7 +114,8 @@ def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: Fore
         "ds": pa.array(np.repeat(minutes[:, None], c, axis=1).reshape(-1) * 60, pa.timestamp("s")),
         "mean": values.mean(dim=1).numpy(),
     }
-    table |= {name: quantiles[i] for i, name in enumerate(quantile_names(request.quantiles))}
+    levels = zip(quantile_names(request.quantiles), request.quantiles, strict=True)
+    table |= {name: ordered_quantile(ordered, level).numpy() for name, level in levels}
     if request.keep_draws:
         table["draws"] = pa.FixedSizeListArray.from_arrays(pa.array(values.float().flatten().numpy()), n)
     return pa.table(table)

@@ -85,10 +85,11 @@ def test_the_same_seed_gives_the_same_and_another_another(model: Forecaster) -> 
 
 
 def test_draws_come_back_and_make_the_figures(model: Forecaster) -> None:
-    out = model.predict_df(frame(), 6, (0.5,), keep_draws=True, **FAST)
+    out = model.predict_df(frame(), 6, (0.3, 0.5, 0.95), keep_draws=True, **FAST)
     draws = np.stack(out["draws"].to_list())
     assert draws.shape == (12, 5)
-    np.testing.assert_allclose(np.median(draws, axis=1), out["0.5"], rtol=1e-5)
+    for level in (0.3, 0.5, 0.95):
+        np.testing.assert_allclose(np.quantile(draws, level, axis=1, method="weibull"), out[str(level)], rtol=1e-5)
     np.testing.assert_allclose(draws.mean(axis=1), out["mean"], rtol=1e-5)
 
 

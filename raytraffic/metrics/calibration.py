@@ -1,8 +1,8 @@
 r"""Calibration: how often the truth falls inside the intervals that a forecast's draws span.
 
-The central interval of level a lies between the quantiles (1 - a) / 2 and (1 + a) / 2 at position p (n + 1) among the n
-sorted draws (Hyndman and Fan 1996, type 6; X_(k) is the quantile k / (n + 1)). With it a calibrated forecast is covered at
-exactly the nominal rate whatever n is; the usual p (n - 1) + 1 would read 72 % instead of 80 % for 20 perfect draws.
+The central interval of level a lies between the quantiles (1 - a) / 2 and (1 + a) / 2 as `Forecast.quantile` gives them, at
+position p (n + 1) among the n sorted draws. With it a calibrated forecast is covered at exactly the nominal rate whatever n
+is; the usual p (n - 1) + 1 would read 72 % instead of 80 % for 20 perfect draws.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raytraffic.metrics.entries import gather
+from raytraffic.types import ordered_quantile
 
 __all__ = ["coverage", "covered", "pit_histogram", "spans"]
 
@@ -22,13 +23,8 @@ def spans(draws: int, level: float) -> bool:
 
 def covered(truth: Tensor, ordered: Tensor, level: float) -> Tensor:
     """(m,) bool: truth (m,) lies in the closed central interval of draws (m, n) in ascending order, for which `spans` holds."""
-    n = ordered.shape[1]
-    assert spans(n, level)
-    below = (1 - level) / 2 * (n + 1) - 1
-    whole, part = int(below + 1e-9), max(below - int(below + 1e-9), 0.0)
-    step = min(whole + 1, n - 1)
-    lower = torch.lerp(ordered[:, whole], ordered[:, step], part)
-    upper = torch.lerp(ordered[:, n - 1 - whole], ordered[:, n - 1 - step], part)
+    assert spans(ordered.shape[1], level)
+    lower, upper = (ordered_quantile(ordered, quantile) for quantile in ((1 - level) / 2, (1 + level) / 2))
     return (lower <= truth) & (truth <= upper)
 
 
