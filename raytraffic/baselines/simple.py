@@ -20,6 +20,7 @@ from torch import Tensor
 from raytraffic.baselines.candidates import (
     Candidate,
     cell_mean,
+    first_answer,
     last_known,
     levels,
     neighbour_mean,
@@ -64,11 +65,7 @@ class Rule:
     def forecast(self, batch: TrafficBatch, draws: int = 1, seed: int = 0) -> Forecast:
         """One draw whatever `draws` and `seed` are: its CRPS is its absolute error, and it has no coverage."""
         seen = batch.visible()
-        answer, answered = seen.traffic, seen.known
-        for candidate in self.chain:
-            value, found = candidate(seen)
-            answer = torch.where(~answered & found, value, answer)
-            answered = answered | found
+        answer, _ = first_answer(seen, self.chain)
         return Forecast(draws=answer[:, None], known=batch.known)
 
 
