@@ -83,11 +83,11 @@ def _figures(runs: dict[str, list[list[Row]]]) -> dict[str, float]:
 
 def plain(config: TrainConfig) -> list[Row]:
     """The steps of `raytraffic train` without Ray: one process, batches in memory."""
-    from raytraffic.on_ray.train import model_config
+    from raytraffic.on_ray.train import initial_model
 
     torch.set_num_threads(config.threads)
     store = open_store(config.store)
-    chosen = model_config(config, store)
+    chosen = initial_model(config, store)[1]
     windows = windows_for(store, config.split, chosen)
     batches = _cut(windows, config)
     torch.manual_seed(config.seed)
@@ -100,7 +100,7 @@ def plain(config: TrainConfig) -> list[Row]:
     for done, columns in enumerate(batches):
         batch = windows.batch(columns)
         seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]))
-        batch = mixture(augment(batch, seeds, config.jitter_levels, config.drop_contexts), tasks, config.weights, seeds)
+        batch = mixture(augment(batch, seeds, config), tasks, config.weights, seeds)
         losses.append(step(model, batch, seeds, adam, done, settings)["loss"])
         ema.update(model.named_parameters(), done + 1)
         if len(losses) == LOG_EVERY:

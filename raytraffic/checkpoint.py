@@ -17,15 +17,17 @@ import safetensors.torch
 from torch import Tensor
 
 from raytraffic import registry
+from raytraffic.calibration import Calibration
 from raytraffic.config import from_json, to_json
 from raytraffic.files import Location
 from raytraffic.forecaster import Forecaster
 
-__all__ = ["commit", "committed", "load_forecaster", "read_committed", "read_tensors", "save_forecaster"]
+__all__ = ["commit", "committed", "load_forecaster", "read_committed", "read_tensors", "save_calibration", "save_forecaster"]
 
 MARKER = "committed.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CALIBRATION = "calibration.json"
 
 
 def commit(folder: Location, files: Mapping[str, bytes | Mapping[str, Tensor] | dict[str, Any]]) -> None:
@@ -47,12 +49,18 @@ def committed(folder: Location) -> bool:
     return folder.child(MARKER).exists()
 
 
-def read_committed(folder: Location, name: str) -> bytes:
-    """A checkpoint's file, checked against the marker; ValueError names the file if it is missing or damaged."""
+def read_marker(folder: Location) -> bytes:
+    """The marker of a whole checkpoint; ValueError where there is none."""
     marker = folder.child(MARKER)
     if not marker.exists():
         raise ValueError(f"{folder}: no {MARKER}, expected a whole checkpoint (this one was never finished, or is none)")
-    digests = _json(marker, marker.read_bytes())
+    return marker.read_bytes()
+
+
+def read_committed(folder: Location, name: str) -> bytes:
+    """A checkpoint's file, checked against the marker; ValueError names the file if it is missing or damaged."""
+    marker = folder.child(MARKER)
+    digests = _json(marker, read_marker(folder))
     if not isinstance(digests, dict) or name not in digests:
         raise ValueError(f"{marker}: no {name} in it, expected the SHA-256 of every file")
     file = folder.child(name)
@@ -83,8 +91,18 @@ def save_forecaster(
     commit(Location.of(folder), {WEIGHTS: plain, CONFIG: content, "README.md": card.encode()})
 
 
+def save_calibration(folder: Location | Path | str, calibration: Calibration) -> None:
+    """Adds a calibration to a saved model, or replaces the one it has; the model does not count as whole until it is written."""
+    folder = Location.of(folder)
+    marker = folder.child(MARKER)
+    names = [name for name in _json(marker, read_marker(folder)) if name != CALIBRATION]
+    files: dict[str, bytes | Mapping[str, Tensor] | dict[str, Any]] = {name: read_committed(folder, name) for name in names}
+    commit(folder, files | {CALIBRATION: to_json(calibration)})
+
+
 def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any]:
-    """The model saved in a folder, in eval mode, with its name and configuration; ValueError if anything does not fit."""
+    """The model saved in a folder, in eval mode and calibrated if it was, with its name and configuration; ValueError if
+    anything does not fit."""
     folder = Location.of(folder)
     content = _json(folder.child(CONFIG), read_committed(folder, CONFIG))
     if not isinstance(content, dict) or set(content) != {"model", "config"}:
@@ -103,6 +121,9 @@ def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any
         if not bool(weights[name].isfinite().all()):
             raise ValueError(f"{folder.child(WEIGHTS)}: {name} holds NaN or infinite weights, expected finite ones")
     forecaster.load_state_dict(weights)
+    if CALIBRATION in _json(folder.child(MARKER), read_marker(folder)):
+        fields = _json(folder.child(CALIBRATION), read_committed(folder, CALIBRATION))
+        forecaster.calibration = from_json(Calibration, fields, str(folder.child(CALIBRATION)))
     return forecaster.eval(), content["model"], config
 
 

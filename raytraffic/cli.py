@@ -12,7 +12,16 @@ from typing import Any
 
 import tyro
 
-from raytraffic.config import EvaluateConfig, ForecastConfig, PrepareConfig, QuickstartConfig, TrainConfig, to_json
+from raytraffic.config import (
+    CalibrateConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    ForecastConfig,
+    PrepareConfig,
+    QuickstartConfig,
+    TrainConfig,
+    to_json,
+)
 
 __all__ = ["main"]
 
@@ -34,6 +43,8 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "prepare": Verb(PrepareConfig, "raytraffic.on_ray.prepare", "prepare"),
     "train": Verb(TrainConfig, "raytraffic.on_ray.train", "train"),
+    "finetune": Verb(FinetuneConfig, "raytraffic.on_ray.train", "train"),
+    "calibrate": Verb(CalibrateConfig, "raytraffic.on_ray.calibrate", "calibrate"),
     "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.evaluate", "evaluate"),
     "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
     "quickstart": Verb(QuickstartConfig, "raytraffic.on_ray.quickstart", "quickstart"),

@@ -8,7 +8,18 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 
-__all__ = ["EvaluateConfig", "ForecastConfig", "PrepareConfig", "QuickstartConfig", "SplitName", "TrainConfig", "from_json", "to_json"]
+__all__ = [
+    "CalibrateConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "ForecastConfig",
+    "PrepareConfig",
+    "QuickstartConfig",
+    "SplitName",
+    "TrainConfig",
+    "from_json",
+    "to_json",
+]
 
 T = TypeVar("T")
 SplitName = Literal["published", "place", "time"]
@@ -31,17 +42,17 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Pre-train a model on a prepared store; the same command again resumes where it was."""
-
+class _FitConfig:
     store: str
     """The prepared store."""
     out: str
     """Run directory (or s3:// URL): config, metrics, checkpoints, best and last model."""
-    model: str = "uomo"
-    preset: str = "small"
     split: SplitName = "time"
     """Which part of the store is trained on."""
+    cities: tuple[str, ...] = ()
+    """Only these cities; all of the store if none is named."""
+    share: float = 1.0
+    """Only this share of each city's training places (at least one), the same ones for the same seed; a few-shot study's knob."""
     steps: int = 3000
     """Optimisation steps in all."""
     batch: int = 64
@@ -57,10 +68,16 @@ class TrainConfig:
     contexts: tuple[str, ...] = ("users",)
     """Contexts (users, poi) the model may look at, where the store has them. POI are fingerprints of a place: they help where
     the forecast places are trained on, and harm in new ones."""
-    drop_contexts: float = 0.5
-    """Share of training windows from which a context is taken away, so that cities without it are answered too."""
+    turn_tiles: bool = True
+    """Train on tiles in all their symmetries."""
     jitter_levels: float = 0.5
     """Spread of the log-normal factors that training cells are multiplied by."""
+    shift_rhythm: float = 0.12
+    """Spread of the smooth courses in time that training windows are multiplied by, as weeks differ from one another."""
+    forget_cities: float = 0.1
+    """Share of training windows whose city's profile and reference are taken away, so that new cities are answered too."""
+    drop_contexts: float = 0.5
+    """Share of training windows from which a context is taken away, so that cities without it are answered too."""
     window: int = 64
     """Time slots of a window."""
     seed: int = 0
@@ -84,7 +101,41 @@ class TrainConfig:
             raise ValueError(f"weights: {self.weights}, expected one a task of {self.tasks}")
         if min(self.weights, default=0) <= 0:
             raise ValueError(f"weights: {self.weights}, expected positive ones")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: {self.share}, expected a share of the training places in (0, 1]")
+        for name in ("jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, expected a number in [0, 1]")
         _at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_FitConfig):
+    """Pre-train a model on a prepared store; the same command again resumes where it was."""
+
+    model: str = "uomo"
+    preset: str = "small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(_FitConfig):
+    """Fine-tune a pre-trained model: context-aware alignment (UoMo 3.3), another city, a few shots; resumes like `train`."""
+
+    checkpoint: str
+    """The pre-trained model; a context it did not know is added to it and changes nothing at first."""
+    steps: int = 500
+    learning_rate: float = 3e-4
+    warmup: int = 50
+    ema: float = 0.99
+    contexts: tuple[str, ...] = ("users", "poi")
+    """Contexts (users, poi) the fine-tuned model looks at, besides those it knows."""
+    drop_contexts: float = 0.1
+    trainable: Literal["context", "all"] = "context"
+    """What learns: the paper's choice (adaptive conditioning, output and context layers), or everything."""
+    contrast: float = 0.05
+    """Weight of the negative pairs of Eq. 11, times log(negatives + 1); 0 leaves them out."""
+    negatives: int = 1
+    """Negative pairs a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +154,12 @@ class EvaluateConfig:
     method: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
     stride: int = 1
     """Every n-th window of a series."""
+    fitted: tuple[Literal["ridge", "lightgbm"], ...] = ()
+    """Baselines that are fitted on the training part first and get rows of their own; lightgbm (short and long only) needs the
+    extra `baselines` and about a minute a city and task."""
+    share: float = 1.0
+    """Share of the training places that the model's city statistics (profile, reference) are measured on, as it was given in
+    training; 0 forecasts cities as if nothing had ever been measured there. Scores keep their scale."""
     batch: int = 16
     """Windows a forecast call."""
     seed: int = 0
@@ -111,7 +168,37 @@ class EvaluateConfig:
     gpu: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: {self.share}, expected a share of the training places in [0, 1]")
         _at_least_one(self, "draws", "steps", "stride", "batch", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Fit split conformal factors on a split's validation places and save them with the checkpoint, whose forecasts then use them."""
+
+    checkpoint: str
+    store: str
+    split: SplitName = "time"
+    tasks: tuple[str, ...] = ("short", "long")
+    """The tasks that will be served, in equal parts."""
+    level: float = 0.8
+    """The central interval whose coverage is promised."""
+    windows: int = 256
+    """At most so many windows a task, evenly spaced over the validation part."""
+    draws: int = 32
+    steps: int = 10
+    """Sampler steps."""
+    method: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
+    batch: int = 16
+    """Windows a forecast call."""
+    seed: int = 0
+    workers: int = 2
+    """Forecasting actors."""
+    gpu: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "windows", "draws", "steps", "batch", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,17 @@ visible batch -> scale -> embed -> condition -> diffuse (training) or sample (fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from raytraffic.calibration import Calibration
 from raytraffic.diffusion.process import Prediction, Process, Weighting
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.diffusion.schedule import Schedule
+from raytraffic.marginals import crps
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.scaling import Scaling
 from raytraffic.types import Condition, Forecast, TrafficBatch
@@ -33,6 +35,10 @@ class ForecasterConfig:
     steps: int = 1000
     prediction: Prediction = "v"
     weighting: Weighting = "uniform"
+    marginal_weight: float = 3.0
+    """Weight of the learned marginals' CRPS beside the diffusion's loss."""
+    size_power: float = 0.5
+    """An entry's CRPS is weighted by this power of the traffic it is expected to carry: 0 counts cells alike, 1 their traffic."""
     sampler: Sampler = field(default_factory=Sampler)
 
     def process(self) -> Process:
@@ -59,26 +65,40 @@ class Forecaster(nn.Module):
         self.conditioner = conditioner
         self.denoiser = denoiser
         self.config = config
+        self.calibration: Calibration | None = None
         self.scaling = config.scaling
         self.process = config.process()
 
     def forward(self, batch: TrafficBatch, seeds: Tensor) -> dict[str, Tensor]:
         """Losses of one optimisation step; all randomness of window i hangs on `seeds[i]` (b,) int64.
 
-        `loss` is the mean of `each` (b,), the weighted squared error over a window's scored entries: hidden, measured, not of
-        a dead cell (UoMo Eq. 7). A window without any counts as zero, so the mean is the same however a batch is sharded.
+        `loss` is the mean of `each` (b,), the windows' `objective`; a window without scored entries counts as zero, so the mean is
+        the same however a batch is sharded.
+        """
+        each = self.objective(batch, seeds)
+        return {"loss": each.mean(), "each": each.detach()}
+
+    def objective(self, batch: TrafficBatch, seeds: Tensor) -> Tensor:
+        """(b,) the weighted squared error over a window's scored entries: hidden, measured, not of a dead cell (UoMo Eq. 7).
+
+        Where the conditioner gives learned marginals their CRPS is added, in traffic relative to what the window knows: the diffusion
+        sees the scores under marginals it does not move.
         """
         scale = self.scaling.fit(batch)
         condition = self.condition(batch)
         scored = batch.hidden & ~scale.dead
+        count = scored.sum(dim=(1, 2, 3)).clamp(min=1)
+        each = torch.zeros(len(count), device=count.device)
+        if condition.marginals is not None:
+            error = crps(scale.apply(batch.traffic), condition.marginals) * scale.spread * scale.size(batch) ** self.config.size_power
+            each = self.config.marginal_weight * (error * scored).sum(dim=(1, 2, 3)) / count
+            scale = replace(scale, knots=condition.marginals.detach())
         k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
         x = torch.where(scored, scale.apply(batch.traffic), torch.zeros_like(batch.traffic))
         eps = normal(seeds, _NOISE_STREAM, tuple(batch.shape[1:]))
         prediction = self.denoiser(self.process.noised(x, eps, k), self.process.schedule.level(k), condition)
         square = (prediction.float() - self.process.target(x, eps, k)) ** 2 * scored
-        each = square.sum(dim=(1, 2, 3)) / scored.sum(dim=(1, 2, 3)).clamp(min=1)
-        each = self.process.weight(k) * each
-        return {"loss": each.mean(), "each": each.detach()}
+        return each + self.process.weight(k) * square.sum(dim=(1, 2, 3)) / count
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""
@@ -107,7 +127,7 @@ class Forecaster(nn.Module):
         if draws < 1:
             raise ValueError(f"draws: {draws}, expected at least 1")
         b, c, t, s = batch.shape
-        scale = self.scaling.fit(batch).repeat(draws)
+        scale = replace(self.scaling.fit(batch), knots=condition.marginals).repeat(draws)
         repeated = condition.repeat(draws)
         index = torch.arange(draws, device=batch.key.device).repeat(b)
         seeds = derive(batch.key.repeat_interleave(draws), seed, index)
@@ -121,7 +141,8 @@ class Forecaster(nn.Module):
 
         z = sampler.run(estimate, lambda i: normal(seeds, _NOISE_STREAM + i, (c, t, s)), self.process.schedule)
         traffic = scale.invert(z).unflatten(0, (b, draws))
-        return Forecast(draws=torch.where(batch.known[:, None], batch.traffic[:, None], traffic), known=batch.known)
+        forecast = Forecast(draws=torch.where(batch.known[:, None], batch.traffic[:, None], traffic), known=batch.known)
+        return forecast if self.calibration is None else self.calibration.apply(batch, forecast)
 
     @torch.no_grad()
     def forecast(self, batch: TrafficBatch, sampler: Sampler | None = None, draws: int = 20, seed: int = 0) -> Forecast:

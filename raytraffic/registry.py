@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from raytraffic.forecaster import Forecaster
 from raytraffic.models import uomo
 
@@ -14,16 +16,31 @@ __all__ = ["MODELS", "Model", "build", "model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A model's configuration type, its presets and how it is built."""
+    """A model's configuration type, its presets, how it is built, and how it is fine-tuned.
+
+    `add_contexts` gives a trained model the contexts it lacks without changing what it answers, `freeze` leaves only what
+    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives).
+    """
 
     config: type[Any]
     preset: Callable[[str], Any]
     presets: tuple[str, ...]
     build: Callable[[Any], Forecaster]
+    add_contexts: Callable[[Forecaster, Any, tuple[str, ...], tuple[str, ...]], tuple[Forecaster, Any]]
+    freeze: Callable[[Forecaster], None]
+    align: Callable[[Forecaster, float, int], nn.Module]
 
 
 MODELS: dict[str, Model] = {
-    "uomo": Model(uomo.UomoConfig, uomo.preset, tuple(uomo.PRESETS), uomo.build),
+    "uomo": Model(
+        config=uomo.UomoConfig,
+        preset=uomo.preset,
+        presets=tuple(uomo.PRESETS),
+        build=uomo.build,
+        add_contexts=uomo.add_contexts,
+        freeze=uomo.freeze,
+        align=uomo.align,
+    ),
 }
 
 

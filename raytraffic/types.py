@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from raytraffic.marginals import to_residual, to_score
+
 __all__ = [
     "CONTEXTS",
     "Condition",
@@ -156,9 +158,10 @@ class TrafficBatch:
 class Scale:
     """How the traffic of a batch is scaled, made from known entries only; what is diffused is z of shape (b, c, t, s):
 
-        z = (f(x / level) - prior) / spread,   f = asinh or the identity
+        z = Q^-1((f(x / level) - prior) / spread),   f = asinh or the identity
 
     `level` and `spread` (b, c, 1, s) are positive, `prior` (b, c, t, s); `ceiling` (b, c, 1, 1) bounds what comes back.
+    Q is the learned marginal of an entry, given by `knots` (b, c, t, s, k), or the identity where they are None.
     Where `dead` (b, c, 1, s) every known entry is zero: the answer is exactly 0 and nothing is learned.
     """
 
@@ -168,23 +171,43 @@ class Scale:
     ceiling: Tensor
     dead: Tensor
     asinh: bool
+    knots: Tensor | None = None
 
     def apply(self, traffic: Tensor) -> Tensor:
         """z of traffic in physical units, clipped at the ceiling on the papers' linear scale; 0 where the traffic is NaN."""
         ratio = (traffic if self.asinh else torch.minimum(traffic, self.ceiling)) / self.level
-        z = ((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread
-        return torch.nan_to_num(z, nan=0.0)
+        z = torch.nan_to_num(((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread, nan=0.0)
+        return z if self.knots is None else to_score(z, self.knots)
 
     def invert(self, z: Tensor) -> Tensor:
         """Traffic in physical units, in [0, ceiling], 0 where dead; exactly undoes `apply` within that range."""
-        ratio = z * self.spread + self.prior
+        residual = z if self.knots is None else to_residual(z, self.knots)
+        ratio = residual * self.spread + self.prior
         traffic = (torch.sinh(ratio.clamp(max=60.0)) if self.asinh else ratio) * self.level
         return torch.where(self.dead, torch.zeros_like(traffic), torch.minimum(traffic.clamp(min=0.0), self.ceiling))
 
+    def size(self, batch: TrafficBatch) -> Tensor:
+        """(b, c, t, s) positive: how much traffic one unit of f stands for at the prior, relative to the window's mean known entry."""
+        total = batch.visible().traffic.sum((2, 3), keepdim=True)
+        mean = total / batch.known.sum((2, 3), keepdim=True).clamp(min=1)
+        slope = self.level * torch.cosh(self.prior.clamp(max=5.0)) if self.asinh else self.level.expand_as(self.prior)
+        return (slope / mean.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(1e-3, 30.0)
+
     def repeat(self, draws: int) -> Scale:
         """The scale of `draws` draws of every window, draws of one window side by side."""
-        tensors = {name: getattr(self, name).repeat_interleave(draws, dim=0) for name in ("level", "prior", "spread", "ceiling", "dead")}
-        return Scale(**tensors, asinh=self.asinh)
+
+        def spread(value: Tensor) -> Tensor:
+            return value.repeat_interleave(draws, dim=0)
+
+        return Scale(
+            level=spread(self.level),
+            prior=spread(self.prior),
+            spread=spread(self.spread),
+            ceiling=spread(self.ceiling),
+            dead=spread(self.dead),
+            asinh=self.asinh,
+            knots=None if self.knots is None else spread(self.knots),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +216,7 @@ class Condition:
 
     `vector` (b, d) enters through adaLN or FiLM; `tokens` (b, l, d) are added to the denoiser's own tokens where they
     are aligned with them, or attended to; `field` (b, d, t, s) are input channels. `known` (b, c, t, s) is the mask.
+    `marginals` (b, c, t, s, k) are the knots of the learned marginals that what is diffused is scaled by.
     """
 
     known: Tensor
@@ -200,6 +224,7 @@ class Condition:
     vector: Tensor | None = None
     tokens: Tensor | None = None
     field: Tensor | None = None
+    marginals: Tensor | None = None
 
     def repeat(self, draws: int) -> Condition:
         """The condition of `draws` draws of every window, (b * n, ...), draws of one window side by side."""
@@ -213,6 +238,7 @@ class Condition:
             vector=spread(self.vector),
             tokens=spread(self.tokens),
             field=spread(self.field),
+            marginals=spread(self.marginals),
         )
 
 

@@ -70,7 +70,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checkpoint(tmp_path: Path, store: str) -> Path:
     """A tiny model that fits the store."""
     entry = registry.model("uomo")
-    config = train.model_config(TrainConfig(store=store, out="", preset="tiny"), open_store(store))
+    config = train.initial_model(TrainConfig(store=store, out="", preset="tiny"), open_store(store))[1]
     folder = tmp_path / "model"
     save_forecaster(folder, entry.build(config).state_dict(), "uomo", config, {})
     return folder

@@ -48,7 +48,7 @@ class ClockEmbedding(nn.Module):
     slots of one hour are neighbours instead of rows of different tables.
     """
 
-    harmonics = 4
+    harmonics = 8
 
     def __init__(self, features: int) -> None:
         super().__init__()

@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AdaLNBlock", "AdaLNOutput", "initialise"]
+__all__ = ["AdaLNBlock", "AdaLNOutput", "ZeroLinear", "initialise"]
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that is zero at construction: what it adds begins as nothing, and is learned."""
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -33,18 +37,19 @@ class SelfAttention(nn.Module):
 class AdaLNBlock(nn.Module):
     """Attention and MLP, each modulated by a condition vector (b, hidden); the identity at construction."""
 
-    def __init__(self, hidden: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, hidden: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden, elementwise_affine=False)
         self.attention = SelfAttention(hidden, heads)
         self.norm2 = nn.LayerNorm(hidden, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(hidden, mlp_ratio * hidden), nn.GELU("tanh"), nn.Linear(mlp_ratio * hidden, hidden))
-        self.adaln = nn.Linear(hidden, 6 * hidden)
+        self.adaln = ZeroLinear(hidden, 6 * hidden)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(nn.functional.silu(vector))[:, None].chunk(6, dim=-1)
-        x = torch.addcmul(x, gate1, self.attention(_modulate(self.norm1(x), shift1, scale1)))
-        return torch.addcmul(x, gate2, self.mlp(_modulate(self.norm2(x), shift2, scale2)))
+        x = torch.addcmul(x, gate1, self.dropout(self.attention(_modulate(self.norm1(x), shift1, scale1))))
+        return torch.addcmul(x, gate2, self.dropout(self.mlp(_modulate(self.norm2(x), shift2, scale2))))
 
 
 class AdaLNOutput(nn.Module):
@@ -53,8 +58,8 @@ class AdaLNOutput(nn.Module):
     def __init__(self, hidden: int, out: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
-        self.adaln = nn.Linear(hidden, 2 * hidden)
-        self.out = nn.Linear(hidden, out)
+        self.adaln = ZeroLinear(hidden, 2 * hidden)
+        self.out = ZeroLinear(hidden, out)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         shift, scale = self.adaln(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
@@ -62,17 +67,14 @@ class AdaLNOutput(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """Xavier weights and zero biases everywhere, then zero adaLN and output layers: in this order, or adaLN-Zero is lost."""
+    """Xavier weights and zero biases everywhere; zero where a layer begins as nothing (ZeroLinear), or adaLN-Zero is lost."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, ZeroLinear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-    for module in model.modules():
-        zeroed = [module.adaln] if isinstance(module, AdaLNBlock) else []
-        zeroed = [module.adaln, module.out] if isinstance(module, AdaLNOutput) else zeroed
-        for layer in zeroed:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)

@@ -24,10 +24,11 @@ from torch import nn
 
 from raytraffic import registry
 from raytraffic.augment import augment
-from raytraffic.checkpoint import committed, read_tensors, save_forecaster
-from raytraffic.config import TrainConfig, from_json, to_json
+from raytraffic.checkpoint import committed, load_forecaster, read_tensors, save_forecaster
+from raytraffic.config import FinetuneConfig, TrainConfig, from_json, to_json
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, step
+from raytraffic.forecaster import Forecaster
 from raytraffic.masks import mixture, named_tasks
 from raytraffic.nn.transformer import AdaLNBlock
 from raytraffic.on_ray.cluster import connect
@@ -38,16 +39,16 @@ from raytraffic.resume import newest, prune, restore, save
 from raytraffic.store import Store, open_store
 from raytraffic.training_log import TrainingLog
 from raytraffic.types import TrafficBatch
-from raytraffic.windows import Windows, windows_for
+from raytraffic.windows import Selection, Windows, windows_for
 
-__all__ = ["train"]
+__all__ = ["initial_model", "train"]
 
 _LOG_EVERY = 25
 _FREE = {"workers", "cpus_per_worker", "threads", "gpu", "shard", "keep", "max_failures", "out", "store"}
 
 
-def train(config: TrainConfig) -> Location:
-    """Trains to the end (from the newest checkpoint where there is one) and returns the folder of the best model.
+def train(config: TrainConfig | FinetuneConfig) -> Location:
+    """Trains or fine-tunes to the end (from the newest checkpoint where there is one) and returns the folder of the best model.
 
     Raises ValueError where the run directory holds a run with other settings, and for settings that fit no model or store.
     """
@@ -77,14 +78,14 @@ def train(config: TrainConfig) -> Location:
     return out.child("best")
 
 
-def _check(config: TrainConfig, out: Location) -> None:
+def _check(config: TrainConfig | FinetuneConfig, out: Location) -> None:
     """Refuses wrong settings before any worker starts, and saves them with the run."""
     store = open_store(config.store)
     named_tasks(config.tasks)
     _optimisation(config)
     if config.batch % config.workers:
         raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
-    windows_for(store, config.split, model_config(config, store)).training(config.seed)
+    _windows(config, store, initial_model(config, store)[1]).training(config.seed)
     path = out.child("config.json")
     if path.exists():
         before = json.loads(path.read_bytes())
@@ -94,18 +95,29 @@ def _check(config: TrainConfig, out: Location) -> None:
     path.write_bytes(json.dumps(to_json(config), indent=1).encode())
 
 
-def _optimisation(config: TrainConfig) -> Optimisation:
+def _optimisation(config: TrainConfig | FinetuneConfig) -> Optimisation:
     return Optimisation(
         learning_rate=config.learning_rate, warmup=config.warmup, steps=config.steps, ema=config.ema, weight_decay=config.weight_decay
     )
 
 
-def model_config(config: TrainConfig, store: Store) -> Any:
-    """The model's configuration for a store: its services and POI vocabulary, and only contexts the store really has."""
-    preset = registry.model(config.model).preset(config.preset)
+def initial_model(config: TrainConfig | FinetuneConfig, store: Store) -> tuple[str, Any, Forecaster]:
+    """The model's name, its configuration for a store (only contexts the store really has), and the model a run starts from."""
     contexts = tuple(name for name in config.contexts if name in _contexts(store))
+    if isinstance(config, FinetuneConfig):
+        forecaster, name, before = load_forecaster(config.checkpoint)
+        forecaster, chosen = registry.model(name).add_contexts(forecaster, before, contexts, store.poi_categories)
+        if config.trainable == "context":
+            registry.model(name).freeze(forecaster)
+        return name, chosen, forecaster.train()
+    preset = registry.model(config.model).preset(config.preset)
     poi = store.poi_categories if "poi" in contexts else ()
-    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window)
+    chosen = dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window)
+    return config.model, chosen, registry.model(config.model).build(chosen)
+
+
+def _windows(config: TrainConfig | FinetuneConfig, store: Store, chosen: Any) -> Windows:
+    return windows_for(store, config.split, chosen, Selection(config.cities, config.share, config.seed))
 
 
 def _contexts(store: Store) -> set[str]:
@@ -116,7 +128,7 @@ def _contexts(store: Store) -> set[str]:
 
 def _worker(raw: dict[str, Any]) -> dict[str, float]:
     """What runs on every Train worker."""
-    config = from_json(TrainConfig, raw, "train")
+    config = from_json(FinetuneConfig, raw, "finetune") if "checkpoint" in raw else from_json(TrainConfig, raw, "train")
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.threads)
@@ -137,11 +149,12 @@ def _step_of(checkpoint: Location) -> int:
 class _Run:
     """One worker's share of a run."""
 
-    config: TrainConfig
+    config: TrainConfig | FinetuneConfig
     rank: int
     world: int
     device: torch.device
     windows: Windows
+    model_name: str
     model_config: Any
     wrapped: nn.Module
     model: nn.Module
@@ -153,15 +166,18 @@ class _Run:
     best: dict[str, float]
 
     @classmethod
-    def start(cls, config: TrainConfig, rank: int, world: int) -> _Run:
+    def start(cls, config: TrainConfig | FinetuneConfig, rank: int, world: int) -> _Run:
         """Builds everything and goes to the newest committed checkpoint."""
         device = get_device()
         store = open_store(config.store)
         settings = _optimisation(config)
         torch.manual_seed(config.seed)
-        chosen = model_config(config, store)
-        model: nn.Module = registry.model(config.model).build(chosen).to(device)
-        wrapped = _shard(model, config, world, device)
+        name, chosen, model = initial_model(config, store)
+        model.to(device)
+        objective: nn.Module = model
+        if isinstance(config, FinetuneConfig) and config.contrast:
+            objective = registry.model(name).align(model, config.contrast, config.negatives)
+        wrapped = _shard(objective, config, world, device)
         adam = optimiser(model, settings)
         ema = Ema(model.named_parameters(), config.ema)
         out = Location.of(config.out)
@@ -173,8 +189,8 @@ class _Run:
             done = int(state["done"])
             best = {name: state[name] for name in best}
         log = TrainingLog(out, done) if rank == 0 else TrainingLog(None, done)
-        windows = windows_for(store, config.split, chosen)
-        return cls(config, rank, world, device, windows, chosen, wrapped, model, adam, ema, settings, log, done, best)
+        windows = _windows(config, store, chosen)
+        return cls(config, rank, world, device, windows, name, chosen, wrapped, model, adam, ema, settings, log, done, best)
 
     def loop(self, batches: Iterator[dict[str, NDArray[Any]]]) -> None:
         """Trains on what the batches hold, one step each."""
@@ -189,7 +205,7 @@ class _Run:
             # The sample's number salts its key: the same window has other noise in every pass.
             batch = self.windows.batch(columns).to(self.device)
             seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
-            batch = augment(batch, seeds, config.jitter_levels, config.drop_contexts)
+            batch = augment(batch, seeds, config)
             batch = mixture(batch, tasks, config.weights, seeds)
             figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
             self.done += 1
@@ -264,10 +280,10 @@ class _Run:
             average = read_tensors(out.child("checkpoints", f"step-{number:08d}"), "ema.safetensors")
             facts = {"Training": to_json(self.config), "Step": str(number), "Validation loss": str(self.best["best_loss"])}
             facts |= {"Cities": dict(self.windows.store.manifest["cities"])}
-            save_forecaster(out.child(name), average, self.config.model, self.model_config, facts)
+            save_forecaster(out.child(name), average, self.model_name, self.model_config, facts)
 
 
-def _shard(model: nn.Module, config: TrainConfig, world: int, device: torch.device) -> nn.Module:
+def _shard(model: nn.Module, config: TrainConfig | FinetuneConfig, world: int, device: torch.device) -> nn.Module:
     """The model as every rank calls it: as it is, under DDP, or its blocks under FSDP2."""
     if config.shard == "fsdp":
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -5,8 +5,8 @@ from raytraffic.store.layout import Layout
 from raytraffic.store.parts import CityPart
 from raytraffic.store.prepare import build_index, commit_store, measure_city, prepare_city, prepare_store
 from raytraffic.store.reading import Store, open_store
-from raytraffic.store.splits import SPLITS, Assignment, Split, assign
-from raytraffic.store.statistics import CityStatistics, Statistics
+from raytraffic.store.splits import SPLITS, Assignment, Split, assign, restrict
+from raytraffic.store.statistics import CityStatistics, Statistics, city_statistics
 
 __all__ = [
     "SPLITS",
@@ -20,9 +20,11 @@ __all__ = [
     "StoreIndex",
     "assign",
     "build_index",
+    "city_statistics",
     "commit_store",
     "measure_city",
     "open_store",
     "prepare_city",
     "prepare_store",
+    "restrict",
 ]

@@ -25,7 +25,7 @@ from raytraffic.store.index import StoreIndex
 from raytraffic.store.layout import SCHEMA_VERSION, Layout
 from raytraffic.store.parts import CityPart, RecordPart, ShardPart, checked, index_table
 from raytraffic.store.shards import BYTE_SPLIT, encode, epoch_minute
-from raytraffic.store.splits import SPLITS, Split
+from raytraffic.store.splits import SPLITS, Split, assign
 from raytraffic.store.statistics import CityStatistics, city_statistics
 from raytraffic.store.tiling import tile_city
 
@@ -68,7 +68,7 @@ def build_index(parts: Sequence[CityPart], layout: Layout) -> StoreIndex:
 
 def measure_city(city: str, index: StoreIndex, out: Location, layout: Layout) -> dict[str, CityStatistics | None]:
     """One city's statistics under every split of the store; None where the city has no training part."""
-    return city_statistics(out, index, city, [Split(name, seed=layout.seed) for name in SPLITS], layout)
+    return city_statistics(out, index, city, {name: assign(index, Split(name, seed=layout.seed)).train for name in SPLITS}, layout)
 
 
 def commit_store(

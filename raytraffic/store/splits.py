@@ -10,6 +10,7 @@ Without a validation period a seeded share of the training places (over all citi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from raytraffic.randomness import text_key
 from raytraffic.store.index import Series, StoreIndex
 
-__all__ = ["PARTS", "SPLITS", "Assignment", "Part", "Split", "assign"]
+__all__ = ["PARTS", "SPLITS", "Assignment", "Part", "Split", "assign", "restrict"]
 
 SplitName = Literal["published", "place", "time", "all"]
 Part = Literal["train", "validation", "test"]
@@ -79,6 +80,25 @@ def assign(index: StoreIndex, split: Split) -> Assignment:
     ranges, spare_last = choose(index, series, held, split)
     _hold_back_validation(index, series, ranges, spare_last, split)
     return Assignment(**{part: values[index.series] for part, values in ranges.items()})
+
+
+def restrict(index: StoreIndex, assignment: Assignment, cities: Sequence[str], share: float, seed: int) -> Assignment:
+    """The assignment with fewer training places: of `cities` only (all if none is named), and of each city a seeded `share` of
+    them, at least one unless it is 0. Validation keeps to the cities too. ValueError for a city the store does not have."""
+    unknown = sorted(set(cities) - set(index.cities))
+    if unknown:
+        raise ValueError(f"cities: {unknown}, expected some of {list(index.cities)}")
+    wanted = np.isin(index.city, [index.cities.index(name) for name in cities or index.cities])
+    kept = np.zeros(len(index.places), dtype=bool)
+    trains = (_width(assignment.train) > 0) & wanted
+    for city in np.unique(index.city[trains]):
+        places = np.unique(index.place[trains & (index.city == city)])
+        kept[_smallest(index, places, seed, "share", max(1, round(len(places) * share)) if share else 0)] = True
+    return Assignment(
+        train=np.where(kept[index.place][:, None], assignment.train, 0) * wanted[:, None],
+        validation=assignment.validation * wanted[:, None],
+        test=assignment.test,
+    )
 
 
 def _published(index: StoreIndex, series: Series, held: _Bools, split: Split) -> tuple[dict[Part, _Ints], _Bools]:

@@ -8,7 +8,7 @@ level      median over live cells of their mean
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from raytraffic.files import Location
 from raytraffic.store.index import StoreIndex
 from raytraffic.store.layout import Layout
 from raytraffic.store.shards import decode_series
-from raytraffic.store.splits import Split, assign
 
 __all__ = ["CityStatistics", "Statistics", "city_statistics", "clock"]
 
@@ -67,11 +66,13 @@ def clock(minute: _Ints, step_minutes: int | _Ints) -> tuple[_Ints, _Ints]:
 
 
 def city_statistics(
-    out: Location, index: StoreIndex, city: str, splits: Sequence[Split], layout: Layout
+    out: Location, index: StoreIndex, city: str, ranges: Mapping[str, _Ints], layout: Layout
 ) -> dict[str, CityStatistics | None]:
-    """One city's statistics under each split (by name), None where no training entry was measured; one pass over its shards."""
+    """One city's statistics, by name, over the training steps `ranges[name]` (n, 2) of every run of the index.
+
+    None where no training entry was measured; one pass over the city's shards.
+    """
     rows = index.rows_of(city)
-    ranges = {split.name: assign(index, split).train for split in splits}
     step = int(index.step_minutes[rows[0]])
     found = {name: _Measured(step, _most_entries(index, train, rows, layout)) for name, train in ranges.items()}
     for first_row, traffic, users in _read_series(out, index, rows, layout):

@@ -3,6 +3,17 @@
 from raytraffic.windows.collate import to_batch
 from raytraffic.windows.cut import Columns, RunReader, cut_windows
 from raytraffic.windows.order import Pool, TrainingOrder, evaluation_windows
-from raytraffic.windows.view import Windows, windows_for
+from raytraffic.windows.view import Selection, Windows, windows_for
 
-__all__ = ["Columns", "Pool", "RunReader", "TrainingOrder", "Windows", "cut_windows", "evaluation_windows", "to_batch", "windows_for"]
+__all__ = [
+    "Columns",
+    "Pool",
+    "RunReader",
+    "Selection",
+    "TrainingOrder",
+    "Windows",
+    "cut_windows",
+    "evaluation_windows",
+    "to_batch",
+    "windows_for",
+]

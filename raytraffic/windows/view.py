@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -9,22 +10,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytraffic.masks import Task
-from raytraffic.store import SPLITS, Assignment, Statistics, Store, assign
+from raytraffic.store import SPLITS, Assignment, Statistics, Store, assign, city_statistics, restrict
 from raytraffic.store.splits import Part, SplitName
 from raytraffic.types import TrafficBatch
 from raytraffic.windows.collate import to_batch
 from raytraffic.windows.cut import Columns, RunReader, cut_windows
 from raytraffic.windows.order import TrainingOrder, evaluation_windows
 
-__all__ = ["Windows", "windows_for"]
+__all__ = ["Selection", "Windows", "windows_for"]
 
 _CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which training places are there: of these cities (all if none is named) a seeded share, at least one a city unless it is 0.
+
+    What is measured on training data (profile, reference) is measured on these places; with share 0 every city is new.
+    """
+
+    cities: tuple[str, ...] = ()
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: {self.share}, expected a share of the training places in [0, 1]")
+
+
+_EVERYTHING = Selection()
 
 
 class Windows:
     """The windows of `window` steps of one split; it can be sent to another process, which then reads for itself."""
 
-    def __init__(self, store: Store, split: SplitName, window: int = 64, poi_categories: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        split: SplitName,
+        window: int = 64,
+        poi_categories: tuple[str, ...] | None = None,
+        selection: Selection = _EVERYTHING,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}, expected one of {SPLITS}")
         if not 0 < window <= store.layout.overlap_steps:
@@ -33,19 +60,24 @@ class Windows:
         self.split = split
         self.window = window
         self.poi_categories = store.poi_categories if poi_categories is None else poi_categories
+        self.selection = selection
 
-    def __reduce__(self) -> tuple[type[Windows], tuple[Store, SplitName, int, tuple[str, ...]]]:
-        return Windows, (self.store, self.split, self.window, self.poi_categories)
+    def __reduce__(self) -> tuple[type[Windows], tuple[Store, SplitName, int, tuple[str, ...], Selection]]:
+        return Windows, (self.store, self.split, self.window, self.poi_categories, self.selection)
 
     @cached_property
     def assignment(self) -> Assignment:
         """Which steps of which run belong to which part."""
-        return assign(self.store.index, self.store.split(self.split))
+        whole = assign(self.store.index, self.store.split(self.split))
+        return whole if self.selection == _EVERYTHING else restrict(self.store.index, whole, *astuple(self.selection))
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Each city's statistics, measured on the training part."""
-        return self.store.statistics(self.split)
+        """Each city's statistics, measured on the training part that is there."""
+        if self.selection.share == 1:
+            return self.store.statistics(self.split)
+        store, train = self.store, {"here": self.assignment.train}
+        return {city: city_statistics(store.location, store.index, city, train, store.layout)["here"] for city in store.index.cities}
 
     @cached_property
     def reader(self) -> RunReader:
@@ -96,8 +128,8 @@ class _Takes(Protocol):
     poi_categories: tuple[str, ...]
 
 
-def windows_for(store: Store, split: SplitName, model: _Takes) -> Windows:
+def windows_for(store: Store, split: SplitName, model: _Takes, selection: Selection = _EVERYTHING) -> Windows:
     """A store's windows as a trained model takes them; ValueError when the store has another number of services."""
     if len(store.services) != model.services:
         raise ValueError(f"{store.location}: services {list(store.services)}, expected {model.services} as the model was trained on")
-    return Windows(store, split, model.window, model.poi_categories)
+    return Windows(store, split, model.window, model.poi_categories, selection)

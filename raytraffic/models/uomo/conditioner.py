@@ -1,10 +1,16 @@
-r"""UoMo's conditioner: observation, clock, users and POI of a window as tokens aligned with the denoiser's, and a vector.
+r"""UoMo's conditioner: observation and clock of a window as tokens aligned with the denoiser's, its context as tokens added to them.
 
 Static POI features (Eq. 8) are the site embedding and are computed once a site by `embed`; the time-aware POI features
-(Eq. 9) are computed here:
+(Eq. 9) are computed here, and the contextual feature tokens are their sum with the users' (3.3.1):
 
     h_s = sigmoid(W_s P + B_s)                      (8)
     h_d = sigmoid(W_l [h_s (+) tau(t)] + B_l)       (9)
+    y   = c^u + c^p
+
+Context layers end in zero at construction, so a pre-trained model without context can be given one and starts as it was.
+
+Beyond the paper, a network of learned marginals (raytraffic.models.uomo.entries) answers once a forecast, where the denoiser runs
+once a sampler step.
 """
 
 from __future__ import annotations
@@ -16,14 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from raytraffic.diffusion.priors import same_slot
+from raytraffic.marginals import knots
+from raytraffic.models.uomo.entries import EntryNetwork
 from raytraffic.models.uomo.patching import Patching
 from raytraffic.nn.embeddings import ClockEmbedding
+from raytraffic.nn.transformer import ZeroLinear
 from raytraffic.types import Condition, Scale, TrafficBatch
 
 if TYPE_CHECKING:
     from raytraffic.models.uomo.config import UomoConfig
 
 __all__ = ["UomoConditioner"]
+
+_FIELDS = 10
 
 
 class UomoConditioner(nn.Module):
@@ -32,19 +43,21 @@ class UomoConditioner(nn.Module):
     def __init__(self, config: UomoConfig) -> None:
         super().__init__()
         self.contexts = config.contexts
+        self.services = config.services
         self.patching = Patching(config.token)
         volume = config.token[0] * config.token[1] * config.token[2]
         self.clock = ClockEmbedding(config.clock_features)
         self.clock_token = nn.Linear(config.token[0] * config.clock_features, config.hidden)
-        fields = 8 * config.services
+        self.field_token = nn.Linear(_FIELDS * config.services * volume, config.hidden)
         if "users" in self.contexts:
-            fields += 2
+            self.users_token = ZeroLinear(2 * volume, config.hidden)
         if "poi" in self.contexts:
             self.poi_static = nn.Linear(len(config.poi_categories), config.poi_features)
             self.poi_dynamic = nn.Linear(config.poi_features + config.clock_features, config.poi_features)
-            fields += config.poi_features
-        self.field_token = nn.Linear(fields * volume, config.hidden)
+            self.poi_token = ZeroLinear(config.poi_features * volume, config.hidden)
         self.vector = nn.Sequential(nn.Linear(2 + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
+        poi_features = config.poi_features if "poi" in self.contexts else 0
+        self.entries = EntryNetwork(config.entries, config.clock_features, poi_features, config.dropout) if config.entries else None
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """The batch with its static POI turned into the site embedding `env` (b, 1, s, d) of Eq. 8 (log counts)."""
@@ -57,45 +70,55 @@ class UomoConditioner(nn.Module):
     def forward(self, batch: TrafficBatch, scale: Scale) -> Condition:
         t, s = batch.shape[2:]
         tau = self.clock(batch.clock, batch.step_minutes)
-        field = torch.cat([*self._traffic_fields(batch, scale), *self._context_fields(batch, tau)], dim=1)
-        tokens = self.field_token(self.patching.cut(field, batch.space))
+        tokens = self.field_token(self.patching.cut(self._traffic_fields(batch, scale), batch.space))
+        if "users" in self.contexts:
+            tokens = tokens + self._users_token(batch)
+        poi = self._poi(batch, tau) if "poi" in self.contexts else None
+        if poi is not None:
+            tokens = tokens + self.poi_token(self.patching.cut(poi.movedim(-1, 1), batch.space))
         nt, nh, nw = self.patching.shape(t, batch.space, s)
         by_time = nn.functional.pad(tau, (0, 0, 0, nt * self.patching.token[0] - t)).unflatten(1, (nt, -1)).flatten(2)
         tokens = (tokens.unflatten(1, (nt, nh * nw)) + self.clock_token(by_time)[:, :, None]).flatten(1, 2)
         share = batch.known.float().mean(dim=(1, 2, 3))
         numbers = torch.stack((torch.log(batch.step_minutes.float() / 30), share), dim=1)
         vector = self.vector(torch.cat((numbers, tokens.mean(dim=1)), dim=1))
-        return Condition(known=batch.known, space=batch.space, vector=vector, tokens=tokens)
+        marginals = None if self.entries is None else knots(self.entries(batch, scale, tau, poi).float())
+        return Condition(known=batch.known, space=batch.space, vector=vector, tokens=tokens, marginals=marginals)
 
-    def _traffic_fields(self, batch: TrafficBatch, scale: Scale) -> list[Tensor]:
-        """Eight fields a service, each (b, c, t, s): values, where they are known, and what is known of the cell."""
+    def _traffic_fields(self, batch: TrafficBatch, scale: Scale) -> Tensor:
+        """(b, 10 c, t, s): values, where they are known, and what is known of the cell."""
         t = batch.traffic.shape[2]
         zero = torch.zeros_like(batch.traffic)
         observed = torch.where(batch.known, scale.apply(batch.traffic), zero)
         other_day, found = same_slot(batch)
         seasonal = torch.where(found, scale.apply(other_day), zero)
         history = batch.known.any(dim=2, keepdim=True)
-        relative = torch.log(scale.level / scale.level.mean(dim=3, keepdim=True)) * history
+        # The levels of a tile's cells are its fingerprint: they are told only where another cell's level has to be guessed.
+        guessed = (~history).any(dim=3, keepdim=True)
+        relative = torch.log(scale.level / scale.level.mean(dim=3, keepdim=True)) * history * guessed
         alive = history & ~scale.dead
-        cell = [field.expand(-1, -1, t, -1) for field in (relative, alive, history)]
+        spread = torch.log(scale.spread / 0.3)
+        amount = batch.known.float().mean(dim=2, keepdim=True)
+        cell = [field.expand(-1, -1, t, -1) for field in (relative, alive, history, spread, amount)]
         fields = [observed, batch.known, scale.prior, seasonal, found, *cell]
-        return [field.float() for field in fields]
+        return torch.cat([field.float() for field in fields], dim=1)
 
-    def _context_fields(self, batch: TrafficBatch, tau: Tensor) -> list[Tensor]:
-        """Users (their level removed) with their presence, and time-aware POI (Eq. 9); zeros where a city has none."""
+    def _users_token(self, batch: TrafficBatch) -> Tensor:
+        """c^u (b, l, d): users with their level removed, and where they are known; zero where a city has none."""
         b, _, t, s = batch.shape
-        fields = []
-        if "users" in self.contexts:
-            users = batch.context.get("users", torch.full((b, t, s), torch.nan, device=tau.device))
-            present = batch.known.any(dim=1) & torch.isfinite(users)
-            users = torch.where(present, users, torch.zeros_like(users))
-            level = users.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-            scaled = torch.asinh(users / level.clamp(min=1e-6)) * present
-            fields += [scaled[:, None], present[:, None].float()]
-        if "poi" in self.contexts:
-            width = self.poi_static.out_features
-            env = batch.context["env"] if "env" in batch.context else torch.zeros(b, 1, s, width, device=tau.device)
-            both = torch.cat((env.expand(b, t, s, width), tau[:, :, None].expand(b, t, s, tau.shape[-1])), dim=-1)
-            dynamic = torch.sigmoid(self.poi_dynamic(both))
-            fields.append((dynamic if "env" in batch.context else torch.zeros_like(dynamic)).permute(0, 3, 1, 2))
-        return fields
+        users = batch.context.get("users", torch.full((b, t, s), torch.nan, device=batch.traffic.device))
+        present = batch.known.any(dim=1) & torch.isfinite(users)
+        users = torch.where(present, users, torch.zeros_like(users))
+        level = users.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+        scaled = torch.asinh(users / level.clamp(min=1e-6)) * present
+        token: Tensor = self.users_token(self.patching.cut(torch.stack((scaled, present.float()), dim=1), batch.space))
+        return token
+
+    def _poi(self, batch: TrafficBatch, tau: Tensor) -> Tensor:
+        """h_d (b, t, s, d): the time-aware POI features of Eq. 9; zero where a city has no POI."""
+        b, _, t, s = batch.shape
+        width = self.poi_static.out_features
+        if "env" not in batch.context:
+            return torch.zeros(b, t, s, width, device=tau.device)
+        both = torch.cat((batch.context["env"].expand(b, t, s, width), tau[:, :, None].expand(b, t, s, tau.shape[-1])), dim=-1)
+        return torch.sigmoid(self.poi_dynamic(both))
