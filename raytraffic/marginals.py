@@ -21,9 +21,9 @@ __all__ = ["NODES", "crps", "knots", "quantiles", "to_residual", "to_score"]
 #: Standard normal scores of the knots: levels of about 1, 5, 16, 33, 50, 67, 84, 95 and 99 %.
 NODES = (-2.4, -1.6, -1.0, -0.45, 0.0, 0.45, 1.0, 1.6, 2.4)
 _CENTRE = len(NODES) // 2
-_AT_ONE = math.log(math.e - 1)  # softplus of this is 1
 #: Under this share of its untrained slope no segment of a map falls, so that it can be inverted.
 _FLATTEST = 1e-3
+_AT_ONE = math.log(math.expm1(1 - _FLATTEST))  # softplus of this is 1 - _FLATTEST, so an untrained slope is 1
 
 
 def knots(raw: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def to_residual(score: Tensor, knots: Tensor) -> Tensor:
 
 
 def to_score(residual: Tensor, knots: Tensor) -> Tensor:
-    """Scores (...) of residuals (...); the inverse of `to_residual`, within `limit` of the outermost nodes."""
+    """Scores (...) of residuals (...); the inverse of `to_residual`."""
     nodes = torch.tensor(NODES, device=residual.device)
     return _through(residual, knots, nodes.expand(knots.shape))
 
@@ -67,7 +67,8 @@ def _quadrature() -> tuple[Tensor, Tensor, Tensor]:
 def quantiles(knots: Tensor) -> tuple[Tensor, Tensor]:
     """Quantiles (..., n) of the map and their levels (n,), at which `crps` is computed."""
     scores, _, matrix = _quadrature()
-    return knots @ matrix.to(knots.device), torch.special.ndtr(scores).to(knots.device)
+    with torch.autocast(knots.device.type, enabled=False):  # bfloat16 would round quantiles by up to a hundredth of a spread
+        return knots @ matrix.to(knots.device), torch.special.ndtr(scores).to(knots.device)
 
 
 def crps(residual: Tensor, knots: Tensor) -> Tensor:

@@ -247,7 +247,8 @@ class _Run:
         tasks = named_tasks(self.config.tasks)
         batch = mixture(self.windows.batch(columns).to(self.device), tasks, self.config.weights, seed=-1)
         total = torch.zeros(2, device=self.device, dtype=torch.float64)
-        self.model.eval()
+        # Through the wrapper: under FSDP only its forward brings whole parameters together.
+        self.wrapped.eval()
         with self.ema.applied(self.model):
             # Whole chunks of one fixed size go round the ranks: every rank runs the same number of forwards, as FSDP needs.
             chunk = 32
@@ -257,9 +258,9 @@ class _Run:
                 part: TrafficBatch = batch.select(mine % len(batch.key))
                 counted = (mine < len(batch.key)).to(self.device)
                 for i in range(4):
-                    each = self.model(part, derive(part.key, i))["each"]
+                    each = self.wrapped(part, derive(part.key, i))["each"]
                     total += torch.stack(((each * counted).sum(), counted.sum())).double()
-        self.model.train()
+        self.wrapped.train()
         return float(self._sum(total)[0] / self._sum(total)[1])
 
     def _mean(self, values: list[float]) -> float:

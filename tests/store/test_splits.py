@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytraffic.store import SPLITS, Layout, Split, StoreIndex, assign
+from raytraffic.store import SPLITS, Assignment, Layout, Split, StoreIndex, assign, restrict
 from raytraffic.store.parts import CityPart, RecordPart, ShardPart, checked, index_table
 from raytraffic.store.splits import PARTS
 
@@ -43,7 +43,11 @@ def index_of(cities: dict[str, dict[str, tuple[int, list[str]]]]) -> StoreIndex:
 
 def ranges_of(index: StoreIndex, split: Split) -> dict[tuple[str, str, str], dict[str, tuple[int, int]]]:
     """{(city, period, tile): {part: (lo, hi)}} without empty parts, read from every run (all runs of a series must agree)."""
-    assignment = assign(index, split)
+    return ranges_in(index, assign(index, split))
+
+
+def ranges_in(index: StoreIndex, assignment: Assignment) -> dict[tuple[str, str, str], dict[str, tuple[int, int]]]:
+    """`ranges_of` of an assignment."""
     found: dict[tuple[str, str, str], dict[str, tuple[int, int]]] = {}
     for row in range(len(index)):
         city, tile = index.places[index.place[row]]
@@ -160,3 +164,64 @@ def test_all_trains_on_everything() -> None:
     ranges = ranges_of(PUBLISHED, Split("all"))
     assert ranges["uomo", "val", "t0"] == {"train": (0, 80)}
     assert all(set(parts) == {"train"} for parts in ranges.values())
+
+
+ALL = ("uomo", "three", "plain")
+
+
+def restricted(split: Split, cities: tuple[str, ...] = (), share: float = 1.0, seed: int = 0) -> dict:
+    """`ranges_of` a restricted assignment of the published index."""
+    return ranges_in(PUBLISHED, restrict(PUBLISHED, assign(PUBLISHED, split), cities, share, seed))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_everything_is_kept_if_nothing_is_asked_for(name: str) -> None:
+    split = Split(name)  # type: ignore[arg-type]
+    assert restricted(split) == ranges_of(PUBLISHED, split)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_only_the_named_cities_train_and_validate(name: str) -> None:
+    split = Split(name)  # type: ignore[arg-type]
+    whole, ours = ranges_of(PUBLISHED, split), restricted(split, ("plain", "three"))
+    for place, parts in whole.items():
+        expected = {part: steps for part, steps in parts.items() if part == "test" or place[0] != "uomo"}
+        assert ours[place] == expected, "the part that is tested stays, of every city"
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.25, 0.5])
+def test_a_share_of_each_city_s_training_places_trains(name: str, share: float) -> None:
+    split = Split(name)  # type: ignore[arg-type]
+    whole, ours = ranges_of(PUBLISHED, split), restricted(split, share=share)
+    for city in ALL:
+        before, after = tiles_in(whole, "train", city), tiles_in(ours, "train", city)
+        assert after <= before
+        assert len(after) == (max(1, round(len(before) * share)) if share else 0)
+        for part in ("validation", "test"):
+            assert tiles_in(ours, part, city) == tiles_in(whole, part, city)
+    for place, parts in ours.items():
+        assert all(whole[place][part] == steps for part, steps in parts.items()), "ranges are kept whole or not at all"
+
+
+def test_the_chosen_places_hang_on_the_seed_and_their_own_names() -> None:
+    split = Split("time")
+    chosen = [frozenset(tiles_in(restricted(split, share=0.5, seed=seed), "train", "plain")) for seed in range(6)]
+    assert chosen[0] == tiles_in(restricted(split, share=0.5, seed=0), "train", "plain")
+    assert len(set(chosen)) > 1
+    assert tiles_in(restricted(split, ("plain",), 0.5), "train", "plain") == chosen[0], "other cities change nothing"
+    for seed in range(6):
+        few, more = (tiles_in(restricted(split, share=share, seed=seed), "train", "plain") for share in (0.2, 0.6))
+        assert few < more, "a larger share adds places to a smaller one"
+
+
+def test_all_periods_of_a_chosen_place_train() -> None:
+    index = index_of({"two": {"2023": (100, [f"t{i}" for i in range(8)]), "2024": (80, [f"t{i}" for i in range(8)])}})
+    ranges = ranges_in(index, restrict(index, assign(index, Split("all")), (), 0.25, 0))
+    by_period = [{tile for (_, p, tile), parts in ranges.items() if p == period and "train" in parts} for period in ("2023", "2024")]
+    assert by_period[0] == by_period[1] and len(by_period[0]) == 2
+
+
+def test_a_city_the_store_does_not_have_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cities: \['nowhere'\], expected some of \['plain', 'three', 'uomo'\]"):
+        restrict(PUBLISHED, assign(PUBLISHED, Split("time")), ("plain", "nowhere"), 1.0, 0)

@@ -49,11 +49,11 @@ class AlignedForecaster(nn.Module):
         self.alignment = alignment
 
     def forward(self, batch: TrafficBatch, seeds: Tensor) -> dict[str, Tensor]:
-        """As Forecaster.forward, with `negative` (b,): the bounded mean error of a window's negative pairs."""
+        """As Forecaster.forward, with `negative` (b,): the bounded mean error of a window's negative pairs, which only training has."""
         positive = self.forecaster.objective(batch, seeds)
         n = min(self.alignment.negatives, len(batch.key) - 1)
         loss, negative = positive.mean(), torch.zeros_like(positive)
-        if self.alignment.contrast and n > 0 and set(_PAIRED) & set(batch.context):
+        if self.training and self.alignment.contrast and n > 0 and set(_PAIRED) & set(batch.context):
             cap = self.alignment.margin * positive.detach()
             for shift in range(1, n + 1):
                 other = self.forecaster.objective(exchanged(batch, shift), seeds)
