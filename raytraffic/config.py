@@ -57,10 +57,10 @@ class _FitConfig:
     """Optimisation steps in all."""
     batch: int = 64
     """Windows a step over all workers."""
-    learning_rate: float = 1e-3
-    warmup: int = 100
+    learning_rate: float = 3e-3
+    warmup: int = 200
     ema: float = 0.999
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-2
     tasks: tuple[str, ...] = ("short", "long", "generation", "random", "horizon")
     """Tasks of the mask mixture."""
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 0.5, 0.5)
@@ -72,7 +72,7 @@ class _FitConfig:
     """Train on tiles in all their symmetries."""
     jitter_levels: float = 0.5
     """Spread of the log-normal factors that training cells are multiplied by."""
-    shift_rhythm: float = 0.12
+    shift_rhythm: float = 0.05
     """Spread of the smooth courses in time that training windows are multiplied by, as weeks differ from one another."""
     forget_cities: float = 0.1
     """Share of training windows whose city's profile and reference are taken away, so that new cities are answered too."""

@@ -21,9 +21,9 @@ __all__ = ["NODES", "crps", "knots", "quantiles", "to_residual", "to_score"]
 #: Standard normal scores of the knots: levels of about 1, 5, 16, 33, 50, 67, 84, 95 and 99 %.
 NODES = (-2.4, -1.6, -1.0, -0.45, 0.0, 0.45, 1.0, 1.6, 2.4)
 _CENTRE = len(NODES) // 2
+_AT_ONE = math.log(math.e - 1)  # softplus of this is 1
 #: Under this share of its untrained slope no segment of a map falls, so that it can be inverted.
 _FLATTEST = 1e-3
-_AT_ONE = math.log(math.expm1(1 - _FLATTEST))  # softplus of this is 1 - _FLATTEST, so an untrained slope is 1
 
 
 def knots(raw: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def to_residual(score: Tensor, knots: Tensor) -> Tensor:
 
 
 def to_score(residual: Tensor, knots: Tensor) -> Tensor:
-    """Scores (...) of residuals (...); the inverse of `to_residual`."""
+    """Scores (...) of residuals (...); the inverse of `to_residual`, within `limit` of the outermost nodes."""
     nodes = torch.tensor(NODES, device=residual.device)
     return _through(residual, knots, nodes.expand(knots.shape))
 
@@ -64,16 +64,14 @@ def _quadrature() -> tuple[Tensor, Tensor, Tensor]:
     return scores, weights / weights.sum(), torch.stack([to_residual(scores, row.expand(len(scores), -1)) for row in torch.eye(len(NODES))])
 
 
-def quantiles(knots: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantiles (..., n) of the map and their levels (n,), at which `crps` is computed."""
-    scores, _, matrix = _quadrature()
-    with torch.autocast(knots.device.type, enabled=False):  # bfloat16 would round quantiles by up to a hundredth of a spread
-        return knots @ matrix.to(knots.device), torch.special.ndtr(scores).to(knots.device)
+def quantiles(knots: Tensor) -> Tensor:
+    """(..., n): quantiles of the map of knots (..., k) at the fixed levels at which `crps` is computed."""
+    return knots @ _quadrature()[2].to(knots)
 
 
-def crps(residual: Tensor, knots: Tensor) -> Tensor:
-    """(...) CRPS of residuals (...) under the distributions of knots (..., k), by quadrature."""
-    _, weights, _ = _quadrature()
-    quantile, level = quantiles(knots)
-    error = residual[..., None] - quantile
-    return 2 * (torch.maximum(level * error, (level - 1) * error) * weights.to(knots.device)).sum(-1)
+def crps(truth: Tensor, quantiles: Tensor) -> Tensor:
+    """(...) CRPS of truths (...) under distributions given by their quantiles (..., n) at those levels, by quadrature."""
+    scores, weights, _ = _quadrature()
+    level = torch.special.ndtr(scores).to(quantiles)
+    error = truth[..., None] - quantiles
+    return 2 * (torch.maximum(level * error, (level - 1) * error) * weights.to(quantiles)).sum(-1)

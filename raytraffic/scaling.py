@@ -2,7 +2,8 @@ r"""Scaling: from physical units to what is diffused, invertible, made from a wi
 
 known    level = a cell's own mean over its known entries (adjusted by the city profile where there is one), asinh, residual
          to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow level and
-         spread from the levels of their tile's live cells. An untrained network with zero output therefore samples prior + noise.
+         spread from the levels of their tile's live cells, and the probability of being dead from all of them. An untrained
+         network with zero output therefore samples prior + noise.
 global   the papers' scale: [0, q] -> [-1, 1] with the city's upper reference q; no prior, no spread, answers clipped to [0, q].
          A city without training statistics (NaN) has its largest known entry as q, and 1 where nothing above zero is known.
 
@@ -65,6 +66,7 @@ class Scaling:
             spread=cells,
             ceiling=q,
             dead=torch.zeros_like(cells, dtype=torch.bool),
+            silent=torch.zeros_like(cells),
             asinh=False,
         )
 
@@ -83,7 +85,12 @@ class Scaling:
         residual = torch.where(known, torch.asinh(traffic / level) - prior, torch.zeros_like(traffic))
         square = (residual**2).sum(2, keepdim=True) + self.spread_weight * self.spread**2
         spread = torch.where(live, (square / (count + self.spread_weight)).sqrt(), uncertain)
-        return Scale(level=level, prior=prior, spread=spread, ceiling=_ceiling(batch, level), dead=dead, asinh=True)
+        silent = torch.where(count > 0, torch.zeros_like(level), self._silent(count > 0, dead))
+        return Scale(level=level, prior=prior, spread=spread, ceiling=_ceiling(batch, level), dead=dead, silent=silent, asinh=True)
+
+    def _silent(self, history: Tensor, dead: Tensor) -> Tensor:
+        """(b, c, 1, 1): the share of dead cells among the tile's cells with history, with four more of which one is dead."""
+        return (dead.sum(3, keepdim=True) + 1) / (history.sum(3, keepdim=True) + 4)
 
     def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
         if self.prior == "none":

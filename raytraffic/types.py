@@ -158,9 +158,11 @@ class TrafficBatch:
 class Scale:
     """How the traffic of a batch is scaled, made from known entries only; what is diffused is z of shape (b, c, t, s):
 
-        z = Q^-1((f(x / level) - prior) / spread),   f = asinh or the identity
+        z = Q^-1(S^-1(r)),   r = (f(x / level) - prior) / spread,   f = asinh or the identity
 
     `level` and `spread` (b, c, 1, s) are positive, `prior` (b, c, t, s); `ceiling` (b, c, 1, 1) bounds what comes back.
+    S takes account of a cell being dead with probability `silent` (b, c, 1, s), which is 0 for cells with history: it ties the
+    standard normal score s with Phi(s) < silent to traffic 0 and the others to Phi^-1((Phi(s) - silent) / (1 - silent)).
     Q is the learned marginal of an entry, given by `knots` (b, c, t, s, k), or the identity where they are None.
     Where `dead` (b, c, 1, s) every known entry is zero: the answer is exactly 0 and nothing is learned.
     """
@@ -170,18 +172,38 @@ class Scale:
     spread: Tensor
     ceiling: Tensor
     dead: Tensor
+    silent: Tensor
     asinh: bool
     knots: Tensor | None = None
 
-    def apply(self, traffic: Tensor) -> Tensor:
-        """z of traffic in physical units, clipped at the ceiling on the papers' linear scale; 0 where the traffic is NaN."""
+    def residual(self, traffic: Tensor) -> Tensor:
+        """r of traffic in physical units, clipped at the ceiling on the papers' linear scale; 0 where the traffic is NaN."""
         ratio = (traffic if self.asinh else torch.minimum(traffic, self.ceiling)) / self.level
-        z = torch.nan_to_num(((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread, nan=0.0)
-        return z if self.knots is None else to_score(z, self.knots)
+        return torch.nan_to_num(((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread, nan=0.0)
+
+    def apply(self, traffic: Tensor) -> Tensor:
+        """z of traffic in physical units; 0 where the traffic is NaN."""
+        score = self.residual(traffic)
+        if self.silent.any():
+            # By the upper tail and in float64: far up, Phi is 1 to a float32.
+            silent = self.silent.double()
+            live = -torch.special.ndtri(((1 - silent) * torch.special.ndtr(-score.double())).clamp(min=_LEAST))
+            score = torch.where(silent > 0, torch.where(traffic <= 0, torch.special.ndtri(silent / 2), live), score).float()
+        return score if self.knots is None else to_score(score, self.knots)
+
+    def unsilenced(self, score: Tensor) -> Tensor:
+        """r = S(score) of scores (b, c, t, s) or (b, c, t, s, n); traffic 0 has r = -prior / spread."""
+        if not self.silent.any():
+            return score
+        extra = (1,) * (score.ndim - self.silent.ndim)
+        silent, zero = (value.double().reshape(*value.shape, *extra) for value in (self.silent, -self.prior / self.spread))
+        above = torch.special.ndtr(-score.double())
+        live = -torch.special.ndtri((above / (1 - silent)).clamp(_LEAST, 1 - _LEAST))
+        return torch.where(silent > 0, torch.where(above >= 1 - silent, zero, live), score).float()
 
     def invert(self, z: Tensor) -> Tensor:
         """Traffic in physical units, in [0, ceiling], 0 where dead; exactly undoes `apply` within that range."""
-        residual = z if self.knots is None else to_residual(z, self.knots)
+        residual = self.unsilenced(z if self.knots is None else to_residual(z, self.knots))
         ratio = residual * self.spread + self.prior
         traffic = (torch.sinh(ratio.clamp(max=60.0)) if self.asinh else ratio) * self.level
         return torch.where(self.dead, torch.zeros_like(traffic), torch.minimum(traffic.clamp(min=0.0), self.ceiling))
@@ -205,6 +227,7 @@ class Scale:
             spread=spread(self.spread),
             ceiling=spread(self.ceiling),
             dead=spread(self.dead),
+            silent=spread(self.silent),
             asinh=self.asinh,
             knots=None if self.knots is None else spread(self.knots),
         )
@@ -252,6 +275,10 @@ class Denoiser(Protocol):
     """Predicts the process's target from noisy `x` (b, c, t, s) at noise level (b,) in (0, 1]; returns (b, c, t, s)."""
 
     def __call__(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor: ...
+
+
+#: The smallest probability whose normal score is asked for.
+_LEAST = 1e-12
 
 
 def order_statistics(draws: int, level: float) -> tuple[int, int, float]:

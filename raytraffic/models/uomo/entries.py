@@ -19,7 +19,7 @@ __all__ = ["EntryNetwork", "entry_features"]
 
 _HALF_LIVES = (0.5, 3.0, 12.0)  # hours of the moving averages
 _LATEST = 4  # known residuals that are told one by one
-_FEATURES = 17 + _LATEST + 1 + 6 * len(_HALF_LIVES)
+_FEATURES = 14 + _LATEST + 1 + 6 * len(_HALF_LIVES)
 _LARGEST = 6.0  # residuals beyond so many spreads say no more
 
 
@@ -58,7 +58,7 @@ class EntryNetwork(nn.Module):
 
 
 def entry_features(batch: TrafficBatch, scale: Scale) -> Tensor:
-    """(b, c, t, s, d) float32, d = 40: residuals of the cell at the same slot of another day and lately, of its tile, how sure they are."""
+    """(b, c, t, s, d) float32, d = 37: residuals of the cell at the same slot of another day and lately, of its tile, how sure they are."""
     known, t = batch.known, batch.shape[2]
     zero = torch.zeros_like(batch.traffic)
     total = torch.where(known, batch.traffic, zero).sum(2, keepdim=True)
@@ -93,7 +93,7 @@ def entry_features(batch: TrafficBatch, scale: Scale) -> Tensor:
         evidence,
         rough,
         residual.abs().amax(2, keepdim=True),
-        *[value * ~history for value in _surroundings(batch, scale, live)],
+        scale.silent,
     ]
     latest = _latest(residual, known)
     fields = [*latest, scale.prior, seasonal, found, around, tile, shape, lead, lately, *cell]
@@ -132,25 +132,3 @@ def _moving_averages(value: Tensor, there: Tensor, hours: Tensor) -> tuple[Tenso
         weights.append(weight)
     total, weight = torch.stack(totals, 2), torch.stack(weights, 2)
     return total / (weight + 0.3), weight
-
-
-def _surroundings(batch: TrafficBatch, scale: Scale, live: Tensor) -> list[Tensor]:
-    """Four fields (b, c, 1, s or 1): the shares of dead cells in the tile and next to the cell, how much larger than the tile's
-    geometric mean the cells next to it are, and how many these are."""
-    seen = batch.known.any(dim=2, keepdim=True)
-    alive = live.any(dim=2, keepdim=True).float()
-    dead = (scale.dead & seen).float()
-    log = torch.where(alive > 0, scale.level.log(), torch.zeros_like(scale.level))
-    centre = log.sum(3, keepdim=True) / alive.sum(3, keepdim=True).clamp(min=1)
-    near_dead, near_alive, higher = (_next_to(value, batch.space.grid) for value in (dead, alive, (log - centre) * alive))
-    dead_share = dead.sum(3, keepdim=True) / seen.sum(3, keepdim=True).clamp(min=1)
-    return [dead_share, near_dead / (near_dead + near_alive).clamp(min=1), higher / (near_alive + 1), near_alive / 8]
-
-
-def _next_to(value: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Sums (b, c, 1, s) over the up to eight cells next to each cell of the grid; zero without one."""
-    if grid is None:
-        return torch.zeros_like(value)
-    ring = torch.ones(1, 1, 3, 3, dtype=value.dtype, device=value.device)
-    ring[0, 0, 1, 1] = 0
-    return nn.functional.conv2d(value.reshape(-1, 1, *grid), ring, padding=1).reshape(value.shape)
