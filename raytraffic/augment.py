@@ -15,7 +15,7 @@ from torch import Tensor
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["Augmentation", "augment", "drop_contexts", "forget_cities", "jitter_levels", "shift_rhythm", "turn_tiles"]
+__all__ = ["Augmentation", "augment", "drop_contexts", "forget_cities", "jitter_levels", "shift_rhythm", "silence_cells", "turn_tiles"]
 
 _STREAM = 2
 _SHIFT_HOURS = 1.5
@@ -30,6 +30,8 @@ class Augmentation(Protocol):
     @property
     def jitter_levels(self) -> float: ...
     @property
+    def silence_cells(self) -> float: ...
+    @property
     def shift_rhythm(self) -> float: ...
     @property
     def forget_cities(self) -> float: ...
@@ -40,6 +42,7 @@ class Augmentation(Protocol):
 def augment(batch: TrafficBatch, seeds: Tensor, how: Augmentation) -> TrafficBatch:
     """All of it, as training does; the augmentation of window i is a function of `seeds[i]` (b,) alone."""
     batch = turn_tiles(batch, seeds) if how.turn_tiles else batch
+    batch = silence_cells(batch, seeds, how.silence_cells) if how.silence_cells else batch
     batch = jitter_levels(batch, seeds, how.jitter_levels) if how.jitter_levels else batch
     batch = shift_rhythm(batch, seeds, how.shift_rhythm) if how.shift_rhythm else batch
     return drop_contexts(forget_cities(batch, seeds, how.forget_cities), seeds, how.drop_contexts)
@@ -65,6 +68,21 @@ def turn_tiles(batch: TrafficBatch, seeds: Tensor) -> TrafficBatch:
     context = {name: turn(value) if name in _ALONG_CELLS else value for name, value in batch.context.items()}
     xy = None if batch.space.xy is None else batch.space.xy.gather(1, order[..., None].expand_as(batch.space.xy))
     return replace(batch, traffic=turn(batch.traffic), known=turn(batch.known), space=replace(batch.space, xy=xy), context=context)
+
+
+def silence_cells(batch: TrafficBatch, seeds: Tensor, most: float) -> TrafficBatch:
+    """In every window some cells carry nothing, neither traffic nor users: a share of them drawn evenly from [0, `most`].
+
+    Which cells of a tile are dead tells the place; how many are tells how likely another one is.
+    """
+    s = batch.shape[3]
+    share = most * uniform(derive(seeds, 10), _STREAM, (1,))
+    silent = uniform(derive(seeds, 11), _STREAM, (s,)) < share
+    nothing = silent[:, None, None] & batch.measured
+    context = dict(batch.context)
+    if "users" in context:
+        context["users"] = torch.where(silent[:, None], torch.zeros_like(context["users"]), context["users"])
+    return replace(batch, traffic=torch.where(nothing, torch.zeros_like(batch.traffic), batch.traffic), context=context)
 
 
 def jitter_levels(batch: TrafficBatch, seeds: Tensor, spread: float, share: float = 0.7) -> TrafficBatch:

@@ -70,7 +70,9 @@ class _FitConfig:
     the forecast places are trained on, and harm in new ones."""
     turn_tiles: bool = True
     """Train on tiles in all their symmetries."""
-    jitter_levels: float = 0.5
+    silence_cells: float = 0.3
+    """At most this share of a training window's cells is made to carry nothing."""
+    jitter_levels: float = 0.8
     """Spread of the log-normal factors that training cells are multiplied by."""
     shift_rhythm: float = 0.05
     """Spread of the smooth courses in time that training windows are multiplied by, as weeks differ from one another."""
@@ -103,7 +105,7 @@ class _FitConfig:
             raise ValueError(f"weights: {self.weights}, expected positive ones")
         if not 0 < self.share <= 1:
             raise ValueError(f"share: {self.share}, expected a share of the training places in (0, 1]")
-        for name in ("jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts"):
+        for name in ("silence_cells", "jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number in [0, 1]")
         _at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from raytraffic.calibration import Calibration
+from raytraffic.diffusion.noise import Noise
 from raytraffic.diffusion.process import Prediction, Process, Weighting
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.diffusion.schedule import Schedule
 from raytraffic.marginals import crps, quantiles
-from raytraffic.randomness import derive, normal, uniform
+from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
 from raytraffic.types import Condition, Forecast, TrafficBatch
 
@@ -39,6 +40,7 @@ class ForecasterConfig:
     """Weight of the learned marginals' CRPS beside the diffusion's loss."""
     size_power: float = 0.5
     """An entry's CRPS is weighted by this power of the traffic it is expected to carry: 0 counts cells alike, 1 their traffic."""
+    noise: Noise = field(default_factory=Noise)
     sampler: Sampler = field(default_factory=Sampler)
 
     def process(self) -> Process:
@@ -96,7 +98,7 @@ class Forecaster(nn.Module):
             scale = replace(scale, knots=condition.marginals.detach())
         k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
         x = torch.where(scored, scale.apply(batch.traffic), torch.zeros_like(batch.traffic))
-        eps = normal(seeds, _NOISE_STREAM, tuple(batch.shape[1:]))
+        eps = self.config.noise.draw(batch, seeds, _NOISE_STREAM)
         prediction = self.denoiser(self.process.noised(x, eps, k), self.process.schedule.level(k), condition)
         square = (prediction.float() - self.process.target(x, eps, k)) ** 2 * scored
         return each + self.process.weight(k) * square.sum(dim=(1, 2, 3)) / count
@@ -127,7 +129,7 @@ class Forecaster(nn.Module):
         """
         if draws < 1:
             raise ValueError(f"draws: {draws}, expected at least 1")
-        b, c, t, s = batch.shape
+        b = len(batch.key)
         scale = replace(self.scaling.fit(batch), knots=condition.marginals).repeat(draws)
         repeated = condition.repeat(draws)
         index = torch.arange(draws, device=batch.key.device).repeat(b)
@@ -140,7 +142,7 @@ class Forecaster(nn.Module):
             prediction = self.denoiser(x, self.process.schedule.level(levels), repeated).float()
             return self.process.to_sample(prediction, x, levels)
 
-        z = sampler.run(estimate, lambda i: normal(seeds, _NOISE_STREAM + i, (c, t, s)), self.process.schedule)
+        z = sampler.run(estimate, lambda i: self.config.noise.draw(batch, seeds, _NOISE_STREAM + i), self.process.schedule)
         traffic = scale.invert(z).unflatten(0, (b, draws))
         forecast = Forecast(draws=torch.where(batch.known[:, None], batch.traffic[:, None], traffic), known=batch.known)
         return forecast if self.calibration is None else self.calibration.apply(batch, forecast)
