@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ __all__ = [
     "TrainConfig",
     "from_json",
     "to_json",
+    "with_options",
 ]
 
 T = TypeVar("T")
@@ -117,6 +119,8 @@ class TrainConfig(_FitConfig):
 
     model: str = "uomo"
     preset: str = "small"
+    options: tuple[str, ...] = ()
+    """Settings in which the model differs from its preset, as path=value: entries=0 forecaster.prediction=epsilon token=[4,2,2]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +158,8 @@ class EvaluateConfig:
     steps: int = 10
     """Sampler steps."""
     method: Literal["dpm++", "ddim", "ddpm"] = "dpm++"
+    guidance: float = 1.0
+    """Classifier-free guidance on context; 1 is none."""
     stride: int = 1
     """Every n-th window of a series."""
     fitted: tuple[Literal["ridge", "lightgbm"], ...] = ()
@@ -275,6 +281,26 @@ def from_json(kind: type[T], data: Any, name: str) -> T:
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown field, expected one of the fields of {kind.__name__}")
     return value
+
+
+def with_options(value: T, options: tuple[str, ...], name: str) -> T:
+    """The dataclass `value` with some settings changed, each a path=value (JSON, or a bare text); ValueError names what is wrong."""
+    data = to_json(value)
+    for option in options:
+        path, equals, text = option.partition("=")
+        if not equals:
+            raise ValueError(f"{name}: {option!r}, expected path=value")
+        *parents, last = path.split(".")
+        inside = data
+        for parent in parents:
+            inside = inside.get(parent) if isinstance(inside, dict) else None
+        if not isinstance(inside, dict) or last not in inside:
+            raise ValueError(f"{name}: {path!r}, expected a setting of {type(value).__name__}, as {sorted(data)}")
+        try:
+            inside[last] = json.loads(text)
+        except ValueError:
+            inside[last] = text
+    return from_json(type(value), data, name)
 
 
 def _unknown(data: Any, known: Any, name: str) -> list[str]:

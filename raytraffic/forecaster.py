@@ -108,10 +108,18 @@ class Forecaster(nn.Module):
         conditioner: EmbeddingConditioner = self.conditioner  # type: ignore[assignment]
         return conditioner.embed(batch)
 
-    def condition(self, batch: TrafficBatch) -> Condition:
-        """Stage 2: what the denoiser is told, from visible entries only; embeds first where stage 1 was not run."""
+    def condition(self, batch: TrafficBatch, guided: bool = False) -> Condition:
+        """Stage 2: what the denoiser is told, from visible entries only; embeds first where stage 1 was not run.
+
+        With `guided` it holds the condition without context too, which a sampler with guidance asks for.
+        """
         visible = self.embed(batch.visible())
-        return self.conditioner(visible, self.scaling.fit(batch))
+        scale = self.scaling.fit(batch)
+        condition: Condition = self.conditioner(visible, scale)
+        if not guided:
+            return condition
+        context = {name: value for name, value in visible.context.items() if name not in ("users", "poi", "env")}
+        return replace(condition, free=self.conditioner(replace(visible, context=context), scale))
 
     @torch.no_grad()
     def draw(
@@ -135,11 +143,17 @@ class Forecaster(nn.Module):
         index = torch.arange(draws, device=batch.key.device).repeat(b)
         seeds = derive(batch.key.repeat_interleave(draws), seed, index)
 
+        if sampler.guidance != 1 and repeated.free is None:
+            raise ValueError(f"sampler.guidance: {sampler.guidance}, expected 1 or a condition made with guided=True")
+
         def estimate(x: Tensor, k: int) -> Tensor:
             if stop is not None and stop():
                 raise InterruptedError("the forecast was stopped between sampler steps")
             levels = torch.full((b * draws,), k, device=x.device)
             prediction = self.denoiser(x, self.process.schedule.level(levels), repeated).float()
+            if sampler.guidance != 1:
+                free = self.denoiser(x, self.process.schedule.level(levels), repeated.free).float()
+                prediction = free + sampler.guidance * (prediction - free)
             return self.process.to_sample(prediction, x, levels)
 
         z = sampler.run(estimate, lambda i: self.config.noise.draw(batch, seeds, _NOISE_STREAM + i), self.process.schedule)
@@ -151,4 +165,5 @@ class Forecaster(nn.Module):
     def forecast(self, batch: TrafficBatch, sampler: Sampler | None = None, draws: int = 20, seed: int = 0) -> Forecast:
         """All three stages: the predictive distribution of a batch's hidden entries."""
         embedded = self.embed(batch)
-        return self.draw(embedded, self.condition(embedded), sampler or self.config.sampler, draws, seed)
+        sampler = sampler or self.config.sampler
+        return self.draw(embedded, self.condition(embedded, guided=sampler.guidance != 1), sampler, draws, seed)

@@ -239,7 +239,8 @@ class Condition:
 
     `vector` (b, d) enters through adaLN or FiLM; `tokens` (b, l, d) are added to the denoiser's own tokens where they
     are aligned with them, or attended to; `field` (b, d, t, s) are input channels. `known` (b, c, t, s) is the mask.
-    `marginals` (b, c, t, s, k) are the knots of the learned marginals that what is diffused is scaled by.
+    `marginals` (b, c, t, s, k) are the knots of the learned marginals that what is diffused is scaled by. `free` is the condition
+    of the same window without context (users, POI), for guidance.
     """
 
     known: Tensor
@@ -248,6 +249,7 @@ class Condition:
     tokens: Tensor | None = None
     field: Tensor | None = None
     marginals: Tensor | None = None
+    free: Condition | None = None
 
     def repeat(self, draws: int) -> Condition:
         """The condition of `draws` draws of every window, (b * n, ...), draws of one window side by side."""
@@ -262,6 +264,7 @@ class Condition:
             tokens=spread(self.tokens),
             field=spread(self.field),
             marginals=spread(self.marginals),
+            free=None if self.free is None else self.free.repeat(draws),
         )
 
 

@@ -28,11 +28,16 @@ Noise = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A method with its number of steps; `clip` bounds the estimate of x to [-clip, clip] at every step (the release: 1)."""
+    """A method with its number of steps; `clip` bounds the estimate of x to [-clip, clip] at every step (the release: 1).
+
+    `guidance` w is classifier-free guidance on context (Ho & Salimans 2022): estimates are w times those with context minus
+    (w - 1) times those without; 1 asks the network once a step.
+    """
 
     method: Literal["ddpm", "ddim", "dpm++"] = "dpm++"
     steps: int = 20
     clip: float | None = None
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.method not in ("ddpm", "ddim", "dpm++"):

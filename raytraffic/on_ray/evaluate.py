@@ -117,7 +117,7 @@ class _Scorer:
     def __init__(self, config: EvaluateConfig, fitted: Mapping[tuple[str, str], Sequence[Baseline]] = MappingProxyType({})) -> None:
         torch.set_num_threads(1)
         self.config = config
-        self.sampler = Sampler(config.method, config.steps)
+        self.sampler = Sampler(config.method, config.steps, guidance=config.guidance)
         self.device = torch.device("cuda" if config.gpu else "cpu")
         self.forecaster, self.model, self.model_config = load_forecaster(config.checkpoint)
         self.forecaster.to(self.device)

@@ -25,7 +25,7 @@ from torch import nn
 from raytraffic import registry
 from raytraffic.augment import augment
 from raytraffic.checkpoint import committed, load_forecaster, read_tensors, save_forecaster
-from raytraffic.config import FinetuneConfig, TrainConfig, from_json, to_json
+from raytraffic.config import FinetuneConfig, TrainConfig, from_json, to_json, with_options
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, step
 from raytraffic.forecaster import Forecaster
@@ -110,7 +110,7 @@ def initial_model(config: TrainConfig | FinetuneConfig, store: Store) -> tuple[s
         if config.trainable == "context":
             registry.model(name).freeze(forecaster)
         return name, chosen, forecaster.train()
-    preset = registry.model(config.model).preset(config.preset)
+    preset = with_options(registry.model(config.model).preset(config.preset), config.options, "options")
     poi = store.poi_categories if "poi" in contexts else ()
     chosen = dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window)
     return config.model, chosen, registry.model(config.model).build(chosen)
