@@ -59,7 +59,7 @@ class _FitConfig:
     """Optimisation steps in all."""
     batch: int = 64
     """Windows a step over all workers."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     warmup: int = 200
     ema: float = 0.999
     weight_decay: float = 1e-2

@@ -45,13 +45,23 @@ def learning_rate(done: int, settings: Optimisation) -> float:
 
 
 def optimiser(model: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    """AdamW over the trainable parameters; only matrices decay, and a module may state its `learning_rate_scale`."""
+    scales: dict[int, float] = {}
+    for module in model.modules():
+        if isinstance(scale := getattr(module, "learning_rate_scale", None), float):
+            scales |= {id(parameter): scale for parameter in module.parameters()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scales.get(id(parameter), 1.0), parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "learning_rate_scale": scale}
+            for (scale, decays), members in sorted(groups.items(), key=lambda group: group[0])
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+    )
 
 
 def step(
@@ -69,7 +79,7 @@ def step(
     """
     rate = learning_rate(done, settings)
     for group in adam.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["learning_rate_scale"]
     with torch.autocast(batch.traffic.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
         losses = model(batch, seeds)
     losses["loss"].backward()

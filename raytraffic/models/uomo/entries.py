@@ -26,6 +26,9 @@ _LARGEST = 6.0  # residuals beyond so many spreads say no more
 class EntryNetwork(nn.Module):
     """Raw knots (b, c, t, s, k) of learned marginals (raytraffic.marginals); zero at construction and where nothing is asked."""
 
+    #: A perceptron takes larger steps than the transformer beside it, which the same rate lets diverge.
+    learning_rate_scale = 4.0
+
     def __init__(self, hidden: int, clock_features: int, poi_features: int, dropout: float) -> None:
         super().__init__()
         self.features = nn.Linear(_FEATURES + clock_features + 1, hidden)
