@@ -182,14 +182,15 @@ class Scale:
         return torch.nan_to_num(((torch.asinh(ratio) if self.asinh else ratio) - self.prior) / self.spread, nan=0.0)
 
     def apply(self, traffic: Tensor) -> Tensor:
-        """z of traffic in physical units; 0 where the traffic is NaN."""
+        """z of traffic in physical units; 0 where the traffic is NaN. Under learned marginals no score lies beyond +-4: where a
+        marginal is all but flat, one entry would outweigh all others."""
         score = self.residual(traffic)
         if self.silent.any():
             # By the upper tail and in float64: far up, Phi is 1 to a float32.
             silent = self.silent.double()
             live = -torch.special.ndtri(((1 - silent) * torch.special.ndtr(-score.double())).clamp(min=_LEAST))
             score = torch.where(silent > 0, torch.where(traffic <= 0, torch.special.ndtri(silent / 2), live), score).float()
-        return score if self.knots is None else to_score(score, self.knots)
+        return score if self.knots is None else to_score(score, self.knots).clamp(-_FURTHEST, _FURTHEST)
 
     def unsilenced(self, score: Tensor) -> Tensor:
         """r = S(score) of scores (b, c, t, s) or (b, c, t, s, n); traffic 0 has r = -prior / spread."""
@@ -280,6 +281,8 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor: ...
 
 
+#: A score that one entry in 16,000 exceeds.
+_FURTHEST = 4.0
 #: The smallest probability whose normal score is asked for.
 _LEAST = 1e-12
 
