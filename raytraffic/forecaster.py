@@ -17,7 +17,7 @@ from raytraffic.diffusion.noise import Noise
 from raytraffic.diffusion.process import Prediction, Process, Weighting
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.diffusion.schedule import Schedule
-from raytraffic.marginals import crps, quantiles
+from raytraffic.marginals import crps
 from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
 from raytraffic.types import Condition, Forecast, TrafficBatch
@@ -92,8 +92,11 @@ class Forecaster(nn.Module):
         count = scored.sum(dim=(1, 2, 3)).clamp(min=1)
         each = torch.zeros(len(count), device=count.device)
         if condition.marginals is not None:
-            spans = scale.unsilenced(quantiles(condition.marginals))
-            error = crps(scale.residual(batch.traffic), spans) * scale.spread * scale.size(batch) ** self.config.size_power
+            error = (
+                crps(scale.residual(batch.traffic), scale.quantiles(condition.marginals))
+                * scale.spread
+                * scale.size(batch) ** self.config.size_power
+            )
             each = self.config.marginal_weight * (error * scored).sum(dim=(1, 2, 3)) / count
             scale = replace(scale, knots=condition.marginals.detach())
         k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)

@@ -16,14 +16,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NODES", "crps", "knots", "quantiles", "to_residual", "to_score"]
+__all__ = ["NODES", "crps", "knots", "quantile_scores", "quantiles", "to_residual", "to_score"]
 
 #: Standard normal scores of the knots: levels of about 1, 5, 16, 33, 50, 67, 84, 95 and 99 %.
 NODES = (-2.4, -1.6, -1.0, -0.45, 0.0, 0.45, 1.0, 1.6, 2.4)
 _CENTRE = len(NODES) // 2
-_AT_ONE = math.log(math.e - 1)  # softplus of this is 1
 #: Under this share of its untrained slope no segment of a map falls, so that it can be inverted.
 _FLATTEST = 1e-3
+_AT_ONE = math.log(math.expm1(1 - _FLATTEST))  # softplus of this is 1 - _FLATTEST, so an untrained slope is 1
 
 
 def knots(raw: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def to_residual(score: Tensor, knots: Tensor) -> Tensor:
 
 
 def to_score(residual: Tensor, knots: Tensor) -> Tensor:
-    """Scores (...) of residuals (...); the inverse of `to_residual`, within `limit` of the outermost nodes."""
+    """Scores (...) of residuals (...); the inverse of `to_residual`."""
     nodes = torch.tensor(NODES, device=residual.device)
     return _through(residual, knots, nodes.expand(knots.shape))
 
@@ -66,7 +66,13 @@ def _quadrature() -> tuple[Tensor, Tensor, Tensor]:
 
 def quantiles(knots: Tensor) -> Tensor:
     """(..., n): quantiles of the map of knots (..., k) at the fixed levels at which `crps` is computed."""
-    return knots @ _quadrature()[2].to(knots)
+    with torch.autocast(knots.device.type, enabled=False):  # bfloat16 would round quantiles by up to a hundredth of a spread
+        return knots @ _quadrature()[2].to(knots)
+
+
+def quantile_scores() -> Tensor:
+    """(n,): the standard normal scores of the levels at which `crps` is computed."""
+    return _quadrature()[0]
 
 
 def crps(truth: Tensor, quantiles: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raytraffic.marginals import to_residual, to_score
+from raytraffic.marginals import quantile_scores, quantiles, to_residual, to_score
 
 __all__ = [
     "CONTEXTS",
@@ -158,12 +158,12 @@ class TrafficBatch:
 class Scale:
     """How the traffic of a batch is scaled, made from known entries only; what is diffused is z of shape (b, c, t, s):
 
-        z = Q^-1(S^-1(r)),   r = (f(x / level) - prior) / spread,   f = asinh or the identity
+        z = S^-1(Q^-1(r)),   r = (f(x / level) - prior) / spread,   f = asinh or the identity
 
     `level` and `spread` (b, c, 1, s) are positive, `prior` (b, c, t, s); `ceiling` (b, c, 1, 1) bounds what comes back.
-    S takes account of a cell being dead with probability `silent` (b, c, 1, s), which is 0 for cells with history: it ties the
-    standard normal score s with Phi(s) < silent to traffic 0 and the others to Phi^-1((Phi(s) - silent) / (1 - silent)).
-    Q is the learned marginal of an entry, given by `knots` (b, c, t, s, k), or the identity where they are None.
+    Q is the learned marginal of a live entry, given by `knots` (b, c, t, s, k), or the identity where they are None. S takes account
+    of a cell being dead with probability `silent` (b, c, 1, s), which is 0 for cells with history: standard normal scores z with
+    Phi(z) < silent stand for traffic 0, and the others for the score Phi^-1((Phi(z) - silent) / (1 - silent)) of a live entry.
     Where `dead` (b, c, 1, s) every known entry is zero: the answer is exactly 0 and nothing is learned.
     """
 
@@ -184,30 +184,37 @@ class Scale:
     def apply(self, traffic: Tensor) -> Tensor:
         """z of traffic in physical units; 0 where the traffic is NaN. Under learned marginals no score lies beyond +-4: where a
         marginal is all but flat, one entry would outweigh all others."""
-        score = self.residual(traffic)
-        if self.silent.any():
-            # By the upper tail and in float64: far up, Phi is 1 to a float32.
-            silent = self.silent.double()
-            live = -torch.special.ndtri(((1 - silent) * torch.special.ndtr(-score.double())).clamp(min=_LEAST))
-            score = torch.where(silent > 0, torch.where(traffic <= 0, torch.special.ndtri(silent / 2), live), score).float()
-        return score if self.knots is None else to_score(score, self.knots).clamp(-_FURTHEST, _FURTHEST)
-
-    def unsilenced(self, score: Tensor) -> Tensor:
-        """r = S(score) of scores (b, c, t, s) or (b, c, t, s, n); traffic 0 has r = -prior / spread."""
+        residual = self.residual(traffic)
+        score = residual if self.knots is None else to_score(residual, self.knots).clamp(-_FURTHEST, _FURTHEST)
         if not self.silent.any():
             return score
-        extra = (1,) * (score.ndim - self.silent.ndim)
-        silent, zero = (value.double().reshape(*value.shape, *extra) for value in (self.silent, -self.prior / self.spread))
-        above = torch.special.ndtr(-score.double())
-        live = -torch.special.ndtri((above / (1 - silent)).clamp(_LEAST, 1 - _LEAST))
-        return torch.where(silent > 0, torch.where(above >= 1 - silent, zero, live), score).float()
+        # By the upper tail and in float64: far up, Phi is 1 to a float32.
+        silent = self.silent.double()
+        live = -torch.special.ndtri(((1 - silent) * torch.special.ndtr(-score.double())).clamp(min=_LEAST))
+        return torch.where(silent > 0, torch.where(traffic <= 0, torch.special.ndtri(silent / 2), live), score).float()
 
     def invert(self, z: Tensor) -> Tensor:
         """Traffic in physical units, in [0, ceiling], 0 where dead; exactly undoes `apply` within that range."""
-        residual = self.unsilenced(z if self.knots is None else to_residual(z, self.knots))
+        silenced = torch.zeros_like(z, dtype=torch.bool)
+        if self.silent.any():
+            score, silenced = _live_score(z, self.silent)
+            z = torch.where(self.silent > 0, score, z)
+        residual = z if self.knots is None else to_residual(z, self.knots)
         ratio = residual * self.spread + self.prior
         traffic = (torch.sinh(ratio.clamp(max=60.0)) if self.asinh else ratio) * self.level
-        return torch.where(self.dead, torch.zeros_like(traffic), torch.minimum(traffic.clamp(min=0.0), self.ceiling))
+        traffic = torch.minimum(traffic.clamp(min=0.0), self.ceiling)
+        return torch.where(self.dead | silenced, torch.zeros_like(traffic), traffic)
+
+    def quantiles(self, knots: Tensor) -> Tensor:
+        """(b, c, t, s, n): r at the levels of `marginals.crps`, of marginals with these knots and of cells that may be dead."""
+        found = quantiles(knots)
+        if not self.silent.any():
+            return found
+        alone = (self.silent > 0).expand(knots.shape[:-1])
+        score, silenced = _live_score(quantile_scores().to(knots), self.silent.expand(alone.shape)[alone][:, None])
+        nothing = (-self.prior / self.spread).expand(alone.shape)[alone][:, None]
+        own = knots[alone][:, None].expand(*score.shape, -1)
+        return found.masked_scatter(alone[..., None], torch.where(silenced, nothing, to_residual(score, own)))
 
     def size(self, batch: TrafficBatch) -> Tensor:
         """(b, c, t, s) positive: how much traffic one unit of f stands for at the prior, relative to the window's mean known entry."""
@@ -285,6 +292,12 @@ class Denoiser(Protocol):
 _FURTHEST = 4.0
 #: The smallest probability whose normal score is asked for.
 _LEAST = 1e-12
+
+
+def _live_score(z: Tensor, silent: Tensor) -> tuple[Tensor, Tensor]:
+    """The score of a live entry that z stands for, and where z stands for a dead one."""
+    above, rest = torch.special.ndtr(-z.double()), 1 - silent.double()
+    return -torch.special.ndtri((above / rest).clamp(_LEAST, 1 - _LEAST)).float(), above >= rest
 
 
 def order_statistics(draws: int, level: float) -> tuple[int, int, float]:
