@@ -20,6 +20,7 @@ import tyro
 from measure import write_figures
 
 from raytraffic.config import EvaluateConfig, PrepareConfig, TrainConfig
+from raytraffic.files import Location
 from raytraffic.metrics.scoreboard import SCALED
 from raytraffic.on_ray import train as training
 from raytraffic.on_ray.evaluate import evaluate
@@ -104,7 +105,7 @@ def _train(store: str, preset: str, steps: int, run: Path) -> Path:
 def _steps(store: str, preset: str, minutes: float, folder: Path) -> int:
     """How many steps fit the minutes, by the speed of the last of a short run's."""
     run = _train(store, preset, _TIMED_STEPS, folder / "timing")
-    windows_per_second = read_metrics(run)[-1]["windows_per_second"]
+    windows_per_second = read_metrics(Location.of(run))[-1]["windows_per_second"]
     return max(_TIMED_STEPS, int(minutes * 60 * windows_per_second / TrainConfig(store="", out="").batch))
 
 
