@@ -206,15 +206,18 @@ class Scale:
         return torch.where(self.dead | silenced, torch.zeros_like(traffic), traffic)
 
     def quantiles(self, knots: Tensor) -> Tensor:
-        """(b, c, t, s, n): r at the levels of `marginals.crps`, of marginals with these knots and of cells that may be dead."""
+        """(b, c, t, s, n): r at the levels of `marginals.crps`, of marginals with these knots and of cells that may be dead.
+
+        No quantile stands for negative traffic, which `invert` answers with 0.
+        """
         found = quantiles(knots)
-        if not self.silent.any():
-            return found
-        alone = (self.silent > 0).expand(knots.shape[:-1])
-        score, silenced = _live_score(quantile_scores().to(knots), self.silent.expand(alone.shape)[alone][:, None])
-        nothing = (-self.prior / self.spread).expand(alone.shape)[alone][:, None]
-        own = knots[alone][:, None].expand(*score.shape, -1)
-        return found.masked_scatter(alone[..., None], torch.where(silenced, nothing, to_residual(score, own)))
+        nothing = (-self.prior / self.spread)[..., None]
+        if self.silent.any():
+            alone = (self.silent > 0).expand(knots.shape[:-1])
+            score, silenced = _live_score(quantile_scores().to(knots), self.silent.expand(alone.shape)[alone][:, None])
+            own = to_residual(score, knots[alone][:, None].expand(*score.shape, -1))
+            found = found.masked_scatter(alone[..., None], torch.where(silenced, -torch.inf, own))
+        return torch.maximum(found, nothing)
 
     def size(self, batch: TrafficBatch) -> Tensor:
         """(b, c, t, s) positive: how much traffic one unit of f stands for at the prior, relative to the window's mean known entry."""

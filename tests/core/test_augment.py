@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raytraffic.augment import augment, drop_contexts, forget_cities, jitter_levels, shift_rhythm, turn_tiles
+from raytraffic.augment import augment, drop_contexts, forget_cities, jitter_levels, shift_rhythm, silence_cells, turn_tiles
 from raytraffic.types import TrafficBatch
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
@@ -18,6 +18,7 @@ class Settings:
     """How much of each augmentation, as a training configuration says it; none by default."""
 
     turn_tiles: bool = False
+    silence_cells: float = 0.0
     jitter_levels: float = 0.0
     shift_rhythm: float = 0.0
     forget_cities: float = 0.0
@@ -74,6 +75,21 @@ def test_levels_are_jittered_cell_by_cell_and_nothing_else() -> None:
     assert 0.45 < float(log[touched].std()) < 0.55
     assert abs(float(torch.corrcoef(log[touched].T)[0, 1])) < 0.2
     assert torch.equal(jittered.context["users"].nan_to_num(), batch.context["users"].nan_to_num())
+
+
+def test_cells_are_silenced_wholly_up_to_the_share() -> None:
+    batch = seasonal_batch(400)
+    silenced = silence_cells(batch, torch.arange(400), 0.4)
+    quiet = (silenced.traffic[:, 0][..., LIVE] == 0).all(dim=1)
+    assert bool((quiet | (silenced.traffic == batch.traffic)[:, 0][..., LIVE].all(dim=1)).all()), (
+        "a cell is silenced at every slot or at none"
+    )
+    assert 0.17 < float(quiet.float().mean()) < 0.23, "shares are even in [0, 0.4]"
+    assert float((quiet.float().mean(dim=1) == 0).float().mean()) > 0.1 and float(quiet.float().mean(dim=1).max()) > 0.4
+    assert bool(silenced.traffic[..., ABSENT].isnan().all())
+    users = silenced.context["users"][..., LIVE]
+    assert bool((users == 0).all(dim=1)[quiet].all()) and torch.equal((users == 0).all(dim=1), quiet)
+    assert same(silence_cells(batch, torch.arange(400), 0.0), batch)
 
 
 def test_rhythm_is_shifted_by_one_factor_for_all_cells_and_users_go_along() -> None:
@@ -135,14 +151,14 @@ def test_tiles_are_turned_only_if_wanted() -> None:
     batch, seeds = seasonal_batch(50), torch.arange(50)
     assert same(augment(batch, seeds, Settings(turn_tiles=True)), turn_tiles(batch, seeds))
     assert not same(augment(batch, seeds, Settings(turn_tiles=True)), batch)
-    everything_else = Settings(jitter_levels=0.5, shift_rhythm=0.12, forget_cities=0.3, drop_contexts=0.5)
+    everything_else = Settings(silence_cells=0.3, jitter_levels=0.5, shift_rhythm=0.12, forget_cities=0.3, drop_contexts=0.5)
     left = augment(batch, seeds, everything_else)
     assert torch.equal(left.space.xy, batch.space.xy) and torch.equal(left.known, batch.known)
     assert not same(left, batch)
 
 
 def test_augmentation_hangs_on_a_window_s_own_seed() -> None:
-    how = Settings(turn_tiles=True, jitter_levels=0.5, shift_rhythm=0.12, forget_cities=0.3, drop_contexts=0.5)
+    how = Settings(turn_tiles=True, silence_cells=0.3, jitter_levels=0.5, shift_rhythm=0.12, forget_cities=0.3, drop_contexts=0.5)
     batch, seeds = seasonal_batch(30), torch.arange(30) * 977
     together = augment(batch, seeds, how)
     some = torch.tensor([17, 3, 4])

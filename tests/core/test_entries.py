@@ -18,8 +18,8 @@ from tests.batches import ABSENT, DEAD, seasonal_batch
 PRIOR = 2.0
 # Where the features stand in the last axis.
 LATEST, SEASONAL, FOUND, LEAD, LIVE_SHARE, HISTORY = slice(0, 4), 5, 6, 10, 13, 14
-DEAD_SHARE, NEAR_DEAD, HIGHER, NEAR_ALIVE = 18, 19, 20, 21
-PAST, PAST_WEIGHT, FUTURE, FUTURE_WEIGHT = slice(22, 25), slice(25, 28), slice(28, 31), slice(31, 34)
+SILENT = 18
+PAST, PAST_WEIGHT, FUTURE, FUTURE_WEIGHT = slice(19, 22), slice(22, 25), slice(25, 28), slice(28, 31)
 HALF_LIVES = (0.5, 3.0, 12.0)
 
 
@@ -48,6 +48,7 @@ def plain_scale(batch: TrafficBatch) -> Scale:
         spread=cells,
         ceiling=1e6 * cells[..., :1],
         dead=batch.known.any(2, keepdim=True) & (seen == 0),
+        silent=torch.where(batch.known.any(2, keepdim=True), 0.0, 0.25),
         asinh=False,
     )
 
@@ -116,36 +117,17 @@ def test_the_other_day_the_lead_and_the_history() -> None:
     assert features[0, :, LIVE_SHARE].tolist() == pytest.approx([20 / 48] * 8 + [0.0] * 8)
 
 
-def test_surroundings_of_a_cell_without_history() -> None:
-    """Cell 5 of the 4 x 4 grid is asked for; of its neighbours 0, 1, 2, 4, 6, 8, 9, 10 three are dead and 8 is not measured."""
-    dead, alive = (0, 1, 2), (4, 6, 9, 10)
-    traffic = torch.full((1, 12, 16), 3.0)
-    traffic[:, :, list(dead)] = 0.0
-    traffic[:, :, 8] = torch.nan
-    known = torch.isfinite(traffic)
-    known[:, :, 5] = False
-    batch = window(traffic, known)
-    level = torch.ones(16)
-    level[4], level[6], level[12] = 8.0, 4.0, 2.0
-    scale = replace(plain_scale(batch), level=level.expand(1, 1, 1, 16))
-    features = entry_features(batch, scale)[0, 0, 0]
-    # 14 cells are seen, of which 11 are alive; the geometric mean of their levels is (8 * 4 * 2) ** (1 / 11).
-    centre = math.log(64) / 11
-    assert float(features[5, DEAD_SHARE]) == pytest.approx(3 / 14)
-    assert float(features[5, NEAR_DEAD]) == pytest.approx(len(dead) / (len(dead) + len(alive)))
-    assert float(features[5, NEAR_ALIVE]) == pytest.approx(len(alive) / 8)
-    higher = sum(math.log(float(level[cell])) - centre for cell in alive)
-    assert float(features[5, HIGHER]) == pytest.approx(higher / (len(alive) + 1), abs=1e-5)
-    assert float(features[8, NEAR_ALIVE]) == pytest.approx(4 / 8)  # 4, 9, 12 and 13; nothing is known of 5
-    told = [cell for cell in range(16) if float(features[cell, [DEAD_SHARE, NEAR_DEAD, HIGHER, NEAR_ALIVE]].abs().sum()) > 0]
-    assert set(told) <= {0, 1, 2, 5, 8}, "cells with a history of their own are told nothing of their surroundings"
-
-
-def test_without_a_grid_there_is_nothing_next_to_a_cell() -> None:
-    batch = replace(example(), space=Space())
+def test_only_a_cell_without_history_is_told_how_likely_it_is_dead() -> None:
+    """What tells the size or the place of a cell with history lets a model recognise it (docs/decisions/0010)."""
+    batch = example()
     batch = replace(batch, known=batch.known & (torch.arange(16) != 5))
     features = entry_features(batch, plain_scale(batch))
-    assert not bool(features[..., [NEAR_DEAD, HIGHER, NEAR_ALIVE]].any())
+    assert features[0, 0, 0, :, SILENT].tolist() == [0.25 if cell == 5 else 0.0 for cell in range(16)]
+    scale = Scaling().fit(batch)
+    larger = replace(batch, traffic=batch.traffic * torch.where(torch.arange(16) == 3, 50.0, 1.0))
+    torch.testing.assert_close(
+        entry_features(larger, Scaling().fit(larger))[..., 3, :], entry_features(batch, scale)[..., 3, :], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("task", [SHORT, LONG, GENERATION, RANDOM], ids=lambda task: task.name)

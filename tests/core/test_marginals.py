@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from raytraffic.marginals import NODES, crps, knots, quantiles, to_residual, to_score
+from raytraffic.marginals import NODES, crps, knots, quantile_scores, quantiles, to_residual, to_score
 
 IDENTITY = torch.tensor(NODES)
 #: Spacing of the quadrature's scores, over which the pinball loss has one kink.
@@ -86,8 +86,7 @@ def test_maps_are_monotone_and_go_through_their_knots(raw: Tensor) -> None:
 @given(raw=raws(3.0, torch.float32))
 def test_quantiles_are_the_map_at_normal_scores(raw: Tensor) -> None:
     q = knots(raw)
-    found, level = quantiles(q)
-    score = torch.from_numpy(stats.norm.ppf(level.double().numpy())).float()
+    found, score = quantiles(q), quantile_scores()
     torch.testing.assert_close(found, to_residual(score, q.expand(len(score), -1)), rtol=1e-4, atol=1e-4)
 
 
@@ -98,7 +97,7 @@ def test_crps_of_the_identity_is_that_of_a_standard_normal() -> None:
     """The trapezoid rule misses a kink of slope 2 phi(r) by at most spacing^2 / 12 of it (Euler and Maclaurin), up to 0.0107 where
     the residual is a quadrature score; tails beyond the last score add some thousandths. Relative to the CRPS that is 1 % where it
     is large, 4.4 % at its minimum 0.23, and on average over normal residuals next to nothing."""
-    found = crps(torch.from_numpy(RESIDUALS).float(), IDENTITY.expand(len(RESIDUALS), -1)).double().numpy()
+    found = crps(torch.from_numpy(RESIDUALS).float(), quantiles(IDENTITY).expand(len(RESIDUALS), -1)).double().numpy()
     exact = normal_crps(RESIDUALS)
     bound = SPACING**2 / 12 * 2 * stats.norm.pdf(RESIDUALS) + 0.003 + 0.002 * np.abs(RESIDUALS)
     assert (np.abs(found - exact) <= bound).all()
@@ -107,17 +106,17 @@ def test_crps_of_the_identity_is_that_of_a_standard_normal() -> None:
     assert np.abs(found / exact - 1).max() < 0.05
     # Over all residuals of its own the kinks average out: E CRPS = 1 / sqrt(pi).
     own = torch.from_numpy(stats.norm.ppf((np.arange(4000) + 0.5) / 4000)).float()
-    assert float(crps(own, IDENTITY.expand(4000, -1)).mean()) == pytest.approx(1 / math.sqrt(math.pi), rel=0.01)
+    assert float(crps(own, quantiles(IDENTITY).expand(4000, -1)).mean()) == pytest.approx(1 / math.sqrt(math.pi), rel=0.01)
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 0.2), (1.7, 1.0), (-3.0, 2.5)])
 def test_crps_of_a_scaled_and_shifted_normal(mean: float, spread: float) -> None:
     q = (mean + spread * IDENTITY).expand(len(RESIDUALS), -1)
-    found = crps(torch.from_numpy(mean + spread * RESIDUALS).float(), q)
+    found = crps(torch.from_numpy(mean + spread * RESIDUALS).float(), quantiles(q))
     exact = spread * normal_crps(RESIDUALS)
     bound = spread * (SPACING**2 / 12 * 2 * stats.norm.pdf(RESIDUALS) + 0.003 + 0.002 * np.abs(RESIDUALS))
     assert (np.abs(found.double().numpy() - exact) <= bound).all()
-    unit = crps(torch.from_numpy(RESIDUALS).float(), IDENTITY.expand(len(RESIDUALS), -1))
+    unit = crps(torch.from_numpy(RESIDUALS).float(), quantiles(IDENTITY).expand(len(RESIDUALS), -1))
     torch.testing.assert_close(found, spread * unit, rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +124,7 @@ def test_crps_of_a_scaled_and_shifted_normal(mean: float, spread: float) -> None
 @given(raw=raws(1000.0, torch.float32), residual=st.floats(-1e4, 1e4))
 def test_crps_and_its_gradient_are_finite_and_it_is_not_negative(raw: Tensor, residual: float) -> None:
     leaf = raw.requires_grad_()
-    loss = crps(torch.tensor(residual, dtype=torch.float32), knots(leaf))
+    loss = crps(torch.tensor(residual, dtype=torch.float32), quantiles(knots(leaf)))
     loss.backward()
     assert float(loss.detach()) >= 0 and math.isfinite(float(loss.detach()))
     assert leaf.grad is not None and bool(torch.isfinite(leaf.grad).all())
@@ -138,7 +137,7 @@ def test_the_least_crps_is_that_of_the_true_distribution() -> None:
     adam = torch.optim.Adam([raw], lr=0.05)
     for _ in range(300):
         adam.zero_grad()
-        crps(truth, knots(raw)[None]).mean().backward()
+        crps(truth, quantiles(knots(raw))[None]).mean().backward()
         adam.step()
     # The loss is flat near its minimum: 0.03 is 6 % of the spread.
     torch.testing.assert_close(knots(raw).detach(), 0.7 + 0.5 * IDENTITY, rtol=0, atol=0.03)
@@ -147,6 +146,6 @@ def test_the_least_crps_is_that_of_the_true_distribution() -> None:
 def test_crps_is_as_exact_in_mixed_precision() -> None:
     generator = torch.Generator().manual_seed(0)
     q, residual = knots(torch.randn(200, len(NODES), generator=generator)), torch.randn(200, generator=generator)
-    plain = crps(residual, q)
+    plain = crps(residual, quantiles(q))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(crps(residual, q), plain)
+        assert torch.equal(crps(residual, quantiles(q)), plain)

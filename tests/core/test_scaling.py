@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raytraffic.marginals import NODES, quantile_scores
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, mask
 from raytraffic.scaling import Scaling
 from raytraffic.types import Scale, TrafficBatch
@@ -177,3 +178,45 @@ def test_a_cell_without_history_borrows_its_neighbours_geometric_level() -> None
     assert float(scale.level[0, 0, 0, 0]) == pytest.approx(float(levels.mean().exp()), rel=1e-4)
     predictive = float(levels.std() * math.sqrt(1 + 1 / len(live)))
     assert float(scale.spread[0, 0, 0, 0]) == pytest.approx(min(max(predictive, 0.5), 2.0), rel=1e-4)
+
+
+def silent_tile(dead: int) -> TrafficBatch:
+    """One window of 16 stations: `dead` known ones are zero, the last has no history."""
+    traffic = torch.exp(torch.randn(1, 1, 24, 16, generator=torch.Generator().manual_seed(1)))
+    traffic[..., :dead] = 0
+    known = torch.ones_like(traffic, dtype=torch.bool)
+    known[..., 15] = False
+    return batch_of(traffic, known)
+
+
+@pytest.mark.parametrize("dead", [0, 3, 15])
+def test_a_cell_without_history_is_dead_as_often_as_its_tile_says(dead: int) -> None:
+    scale = Scaling().fit(silent_tile(dead))
+    share = (dead + 1) / (15 + 4)
+    assert scale.silent[0, 0, 0].tolist() == pytest.approx([0.0] * 15 + [share])
+    z = torch.randn(1, 1, 20000, 1, generator=torch.Generator().manual_seed(0))
+    one = Scale(
+        level=scale.level[..., 15:],
+        prior=torch.zeros_like(z),
+        spread=scale.spread[..., 15:],
+        ceiling=scale.ceiling,
+        dead=scale.dead[..., 15:],
+        silent=scale.silent[..., 15:],
+        asinh=True,
+    )
+    drawn = one.invert(z)
+    assert float((drawn == 0).float().mean()) >= share - 0.02
+    # Of the live ones half lie over the level's residual 0, that is traffic over 0: these are (1 - share) / 2 of all.
+    assert float((drawn > 0).float().mean()) == pytest.approx((1 - share) / 2, abs=0.02)
+    quantiles = one.quantiles(torch.tensor(NODES).expand(*z.shape, -1))[0, 0, 0, 0]
+    # Prior 0: a residual under 0 would be negative traffic.
+    below = torch.special.ndtr(quantile_scores()) <= (1 + share) / 2
+    assert quantiles[below].tolist() == [0.0] * int(below.sum()) and bool((quantiles[~below].diff() > 0).all())
+
+
+def test_zero_traffic_of_a_cell_that_may_be_dead_lies_amid_its_atom() -> None:
+    batch = silent_tile(3)
+    scale = Scaling().fit(batch)
+    z = scale.apply(torch.zeros_like(batch.traffic))[..., 15]
+    torch.testing.assert_close(torch.special.ndtr(z), (scale.silent[..., 15] / 2).expand_as(z))
+    assert not bool(scale.invert(scale.apply(torch.zeros_like(batch.traffic)))[..., 15].any())
