@@ -48,6 +48,13 @@ def test_input_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_accuracy(tmp_path: Path, shared_data: Path) -> None:
+    figures = figures_of("accuracy.py", tmp_path, "--data", str(shared_data / "uomo"), "--draws", "9", "--steps", "2", "--stride", "100")
+    names = [f"{city}_{task}" for city in ("nanchang", "nanjing", "shandong") for task in ("short", "long", "generation")]
+    assert figures.keys() >= {f"{name}_{what}" for name in names for what in ("crps_ratio", "rmse_ratio", "coverage80")}
+
+
+@pytest.mark.slow
 def test_train_overhead(tmp_path: Path) -> None:
     """It also compares the losses of both loops and fails when they do different work."""
     figures = figures_of("train_overhead.py", tmp_path)

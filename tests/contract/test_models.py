@@ -197,6 +197,21 @@ def test_staged_equals_whole(model: Forecaster) -> None:
     assert torch.equal(staged.nan_to_num(), model.forecast(batch, sampler_of(model), draws=3, seed=7).draws.nan_to_num())
 
 
+def test_guidance_weighs_context_against_its_absence(model: Forecaster) -> None:
+    """Classifier-free guidance: 1 is the plain forecast, 0 that of a city without context, and what lies between is between."""
+    batch = mask(seasonal_batch(), SHORT)
+    plain = sampler_of(model)
+    weighed = {w: model.draw(batch, model.condition(batch, guided=True), replace(plain, guidance=w), 2, 3).draws for w in (0.0, 1.0, 2.0)}
+    assert torch.equal(weighed[1.0].nan_to_num(), model.forecast(batch, plain, draws=2, seed=3).draws.nan_to_num())
+    assert not torch.equal(weighed[0.0].nan_to_num(), weighed[1.0].nan_to_num())
+    assert not torch.equal(weighed[2.0].nan_to_num(), weighed[1.0].nan_to_num())
+    assert torch.equal(
+        model.forecast(batch, replace(plain, guidance=2.0), draws=2, seed=3).draws.nan_to_num(), weighed[2.0].nan_to_num()
+    ), "forecast asks for the condition that guidance needs"
+    with pytest.raises(ValueError, match=r"sampler.guidance: 2.0, expected 1 or a condition made with guided=True"):
+        model.draw(batch, model.condition(batch), replace(plain, guidance=2.0), 1, 0)
+
+
 def test_a_stopped_draw_ends_between_steps(model: Forecaster) -> None:
     batch = mask(seasonal_batch(), SHORT)
     asked: list[int] = []
