@@ -162,6 +162,8 @@ class EvaluateConfig:
     """Classifier-free guidance on context; 1 is none."""
     stride: int = 1
     """Every n-th window of a series."""
+    beside: tuple[str, ...] = ()
+    """Other checkpoints scored in the same tables, each as name=folder."""
     fitted: tuple[Literal["ridge", "lightgbm"], ...] = ()
     """Baselines that are fitted on the training part first and get rows of their own; lightgbm (short and long only) needs the
     extra `baselines` and about a minute a city and task."""
@@ -178,6 +180,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share}, expected a share of the training places in [0, 1]")
+        for other in self.beside:
+            if not all(other.partition("=")):
+                raise ValueError(f"beside: {other!r}, expected name=folder of a checkpoint")
         _at_least_one(self, "draws", "steps", "stride", "batch", "workers")
 
 

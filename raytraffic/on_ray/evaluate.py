@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import ray.data
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -24,14 +23,16 @@ from raytraffic.checkpoint import load_forecaster
 from raytraffic.config import EvaluateConfig, SplitName, to_json
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.files import Location
+from raytraffic.forecaster import Forecaster
 from raytraffic.masks import TASKS, mask, named_tasks
 from raytraffic.metrics.scoreboard import SCALED, Scoreboard
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.progress import Stage
 from raytraffic.report.evaluation import evaluation_report
 from raytraffic.report.examples import city_maps, forecast_examples
+from raytraffic.report.tables import paper_tables
 from raytraffic.store import open_store
-from raytraffic.types import TrafficBatch
+from raytraffic.types import Forecast, TrafficBatch
 from raytraffic.windows import Selection, Windows, windows_for
 
 __all__ = ["evaluate"]
@@ -40,7 +41,7 @@ _CHUNK = 64
 
 
 def evaluate(config: EvaluateConfig) -> Location:
-    """Writes scores.json, scores.csv and report.html into `out`, prints the table and returns the folder.
+    """Writes scores.json, scores.csv, tables.md and report.html into `out`, prints the table and returns the folder.
 
     Raises ValueError when the checkpoint does not fit the store, or a split has no window of a task.
     """
@@ -63,10 +64,11 @@ def evaluate(config: EvaluateConfig) -> Location:
     out.child("config.json").write_bytes(json.dumps(to_json(config), indent=1).encode())
     out.child("scores.json").write_bytes(json.dumps(rows, indent=1).encode())
     out.child("scores.csv").write_bytes(_csv(rows))
-    view, sampler = scorer.windows[config.splits[0]], scorer.sampler
-    examples = forecast_examples(scorer.forecaster, view, config.part, named_tasks(config.tasks), sampler, config.seed)
-    maps = city_maps(scorer.forecaster, view, config.part, sampler, config.seed)
-    evaluation_report(rows, examples, out.child("report.html"), model=scorer.model, maps=maps, title=f"{scorer.model} on {config.store}")
+    out.child("tables.md").write_bytes(paper_tables(rows).encode())
+    model, view, sampler = scorer.model, scorer.windows[config.splits[0]], Sampler(config.method, config.steps)
+    examples = forecast_examples(model.forecaster, view, config.part, named_tasks(config.tasks), sampler, config.seed)
+    maps = city_maps(model.forecaster, view, config.part, sampler, config.seed)
+    evaluation_report(rows, examples, out.child("report.html"), model=model.name, maps=maps, title=f"{model.name} on {config.store}")
     show(rows)
     return out
 
@@ -111,48 +113,67 @@ def _fit(windows: Windows, task: str, kind: str, seed: int) -> Baseline:
     return ridge.fit(batches) if kind == "ridge" else gradient_boosting.fit(batches)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint with the windows it takes and the city statistics it is told."""
+
+    forecaster: Forecaster
+    name: str
+    windows: Mapping[SplitName, Windows]
+    told: Mapping[SplitName, Windows]
+
+    @classmethod
+    def load(cls, folder: str, config: EvaluateConfig, device: torch.device) -> _Model:
+        """The model of a folder on a device."""
+        forecaster, name, model_config = load_forecaster(folder)
+        store = open_store(config.store)
+        told = Selection(share=config.share, seed=config.seed)
+        windows = {split: windows_for(store, split, model_config) for split in config.splits}
+        seen = windows if config.share == 1 else {split: windows_for(store, split, model_config, told) for split in config.splits}
+        return cls(forecaster.to(device), name, windows, seen)
+
+    def forecast(self, batch: TrafficBatch, config: EvaluateConfig) -> Forecast:
+        """The forecast of a batch, brought to the CPU."""
+        sampler = Sampler(config.method, config.steps, guidance=config.guidance)
+        forecast = self.forecaster.forecast(batch, sampler, config.draws, config.seed)
+        return replace(forecast, draws=forecast.draws.cpu(), known=forecast.known.cpu())
+
+
 class _Scorer:
-    """Holds the model and the fitted baselines, and scores chunks."""
+    """Holds the models and the fitted baselines, and scores chunks."""
 
     def __init__(self, config: EvaluateConfig, fitted: Mapping[tuple[str, str], Sequence[Baseline]] = MappingProxyType({})) -> None:
         torch.set_num_threads(1)
         self.config = config
-        self.sampler = Sampler(config.method, config.steps, guidance=config.guidance)
         self.device = torch.device("cuda" if config.gpu else "cpu")
-        self.forecaster, self.model, self.model_config = load_forecaster(config.checkpoint)
-        self.forecaster.to(self.device)
-        store = open_store(config.store)
+        self.model = _Model.load(config.checkpoint, config, self.device)
+        named = (other.partition("=") for other in config.beside)
+        self.models = {self.model.name: self.model} | {name: _Model.load(folder, config, self.device) for name, _, folder in named}
         self.fitted = fitted
-        self.windows = {split: windows_for(store, split, self.model_config) for split in config.splits}
-        told = Selection(share=config.share, seed=config.seed)
-        self.told = {split: windows_for(store, split, self.model_config, told) for split in config.splits}
+        self.windows = self.model.windows
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         config, task = self.config, str(item["task"][0])
         split: SplitName = item["split"][0]
-        view = self.windows[split]
         rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
         board = Scoreboard()
         for at in range(0, len(rows), config.batch):
             chunk = slice(at, at + config.batch)
-            columns = view.cut(rows[chunk], starts[chunk])
-            batch = mask(view.batch(columns).to(self.device), TASKS[task], config.seed)
-            cities = [view.store.index.cities[code] for code in columns["city"]]
-            seen = self._told(split, batch, rows[chunk], starts[chunk])
-            forecast = self.forecaster.forecast(seen, self.sampler, config.draws, config.seed)
-            batch, forecast = batch.to("cpu"), replace(forecast, draws=forecast.draws.cpu(), known=forecast.known.cpu())
-            board.update(batch, forecast, model=self.model, cities=cities, split=split, task=task)
-            seen = seen.to("cpu")
-            for rule in (*rules_for(TASKS[task]), *self.fitted.get((split, task), ())):
-                board.update(batch, rule.forecast(seen, config.draws, config.seed), model=rule.name, cities=cities, split=split, task=task)
-        return {"board": [board.to_json()], "windows": [len(rows)], "split": [split], "task": [task]}
 
-    def _told(self, split: SplitName, batch: TrafficBatch, rows: NDArray[np.int64], starts: NDArray[np.int64]) -> TrafficBatch:
-        """The batch with the city statistics that models and rules are told."""
-        if self.config.share == 1:
-            return batch
-        context = self.told[split].batch(self.told[split].cut(rows, starts)).to(batch.traffic.device).context
-        return replace(batch, context={**batch.context, "profile": context["profile"], "reference": context["reference"]})
+            def batch_of(view: Windows, chunk: slice = chunk) -> TrafficBatch:
+                return mask(view.batch(view.cut(rows[chunk], starts[chunk])), TASKS[task], config.seed)
+
+            index = self.windows[split].store.index
+            cities = [index.cities[code] for code in index.city[rows[chunk]]]
+            # Scores are on the scale of the whole training part, whatever the models are told of it.
+            truth = batch_of(self.windows[split])
+            for name, model in self.models.items():
+                forecast = model.forecast(batch_of(model.told[split]).to(self.device), config)
+                board.update(truth, forecast, model=name, cities=cities, split=split, task=task)
+            seen = batch_of(self.model.told[split])
+            for rule in (*rules_for(TASKS[task]), *self.fitted.get((split, task), ())):
+                board.update(truth, rule.forecast(seen, config.draws, config.seed), model=rule.name, cities=cities, split=split, task=task)
+        return {"board": [board.to_json()], "windows": [len(rows)], "split": [split], "task": [task]}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
