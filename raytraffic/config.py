@@ -251,7 +251,7 @@ class QuickstartConfig:
 
     out: str = "runs/quickstart"
     """Folder of the store, the run, the evaluation and the forecast."""
-    steps: int = 700
+    steps: int = 400
     """Training steps."""
     seed: int = 0
 
