@@ -251,7 +251,7 @@ class QuickstartConfig:
 
     out: str = "runs/quickstart"
     """Folder of the store, the run, the evaluation and the forecast."""
-    steps: int = 400
+    steps: int = 300
     """Training steps."""
     seed: int = 0
 

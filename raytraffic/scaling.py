@@ -25,6 +25,7 @@ __all__ = ["Scaling"]
 
 #: Guards divisions; far under any traffic in any unit (a cell may carry 1e-9 TB), and large traffic over it is still a float32.
 _SMALLEST = 1e-20
+_IMPLAUSIBLE = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class Scaling:
         )
 
     def _known(self, batch: TrafficBatch) -> Scale:
-        known, traffic = batch.known, batch.traffic
+        known = batch.known
         profile = _profile(batch)[:, None, :, None]
+        traffic = torch.minimum(batch.traffic, _plausible(batch, profile))
         count = known.sum(2, keepdim=True)
         total = traffic.sum(2, keepdim=True)
         dead = (count >= self.dead_after) & (total == 0)
@@ -101,6 +103,13 @@ class Scaling:
             return shaped
         other_day, found = same_slot(batch)
         return torch.where(found & unknown_city, torch.asinh(other_day / level), shaped)
+
+
+def _plausible(batch: TrafficBatch, profile: Tensor) -> Tensor:
+    """(b, c, t, s): what more than this is a fault of measurement, and may move neither level nor spread: _IMPLAUSIBLE times what the
+    median of the cell's known entries above zero promises for the slot; infinite where nothing is known."""
+    ratio = torch.where(batch.known & (batch.traffic > 0), batch.traffic / profile, torch.nan)
+    return torch.nan_to_num(_IMPLAUSIBLE * ratio.nanmedian(dim=2, keepdim=True).values * profile, nan=torch.inf, posinf=torch.inf)
 
 
 def _borrow(own: Tensor, live: Tensor, batch: TrafficBatch) -> tuple[Tensor, Tensor]:

@@ -220,3 +220,19 @@ def test_zero_traffic_of_a_cell_that_may_be_dead_lies_amid_its_atom() -> None:
     z = scale.apply(torch.zeros_like(batch.traffic))[..., 15]
     torch.testing.assert_close(torch.special.ndtr(z), (scale.silent[..., 15] / 2).expand_as(z))
     assert not bool(scale.invert(scale.apply(torch.zeros_like(batch.traffic)))[..., 15].any())
+
+
+def test_one_faulty_measurement_moves_level_and_spread_a_little() -> None:
+    traffic = 100 * torch.exp(0.2 * torch.randn(1, 1, 24, 4, generator=torch.Generator().manual_seed(2)))
+    known = torch.ones_like(traffic, dtype=torch.bool)
+    plain = Scaling().fit(batch_of(traffic, known))
+    faulty = traffic.clone()
+    faulty[0, 0, 7, 0] = 1e6
+    spiked = Scaling().fit(batch_of(faulty, known))
+    # The spike counts as 30 medians: (23 + 30) / 24 = 2.2 times the level.
+    assert float(spiked.level[0, 0, 0, 0] / plain.level[0, 0, 0, 0]) == pytest.approx(2.2, abs=0.15)
+    assert float(spiked.spread[0, 0, 0, 0]) < 1.0
+    assert torch.equal(spiked.level[..., 1:], plain.level[..., 1:]) and torch.equal(spiked.spread[..., 1:], plain.spread[..., 1:])
+    rare = torch.zeros_like(traffic)
+    rare[0, 0, ::8] = traffic[0, 0, ::8]
+    assert torch.equal(Scaling().fit(batch_of(rare, known)).level, rare.sum(2, keepdim=True) / 24), "bursts of a quiet cell are its traffic"
