@@ -20,7 +20,7 @@ from raytraffic.diffusion.schedule import Schedule
 from raytraffic.marginals import crps
 from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
-from raytraffic.types import Condition, Forecast, TrafficBatch
+from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, TrafficBatch
 
 __all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig"]
 
@@ -121,7 +121,7 @@ class Forecaster(nn.Module):
         condition: Condition = self.conditioner(visible, scale)
         if not guided:
             return condition
-        context = {name: value for name, value in visible.context.items() if name not in ("users", "poi", "env")}
+        context = {name: value for name, value in visible.context.items() if name not in URBAN_CONTEXTS}
         return replace(condition, free=self.conditioner(replace(visible, context=context), scale))
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from raytraffic.marginals import quantile_scores, quantiles, to_residual, to_sco
 
 __all__ = [
     "CONTEXTS",
+    "URBAN_CONTEXTS",
     "Condition",
     "Conditioner",
     "Denoiser",
@@ -44,6 +45,10 @@ CONTEXTS: Mapping[str, str] = MappingProxyType(
         "reference": "b c",  # the city's upper reference level in traffic units, measured on training data
     }
 )
+
+
+#: What surrounds traffic, as against what was measured of it: fine-tuning pairs these with traffic, guidance leaves them out.
+URBAN_CONTEXTS = ("users", "poi", "env")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,9 @@ from torch import Tensor, nn
 from raytraffic.forecaster import Forecaster
 from raytraffic.models.uomo.config import UomoConfig, build
 from raytraffic.nn.transformer import ZeroLinear
-from raytraffic.types import TrafficBatch
+from raytraffic.types import URBAN_CONTEXTS, TrafficBatch
 
 __all__ = ["AlignedForecaster", "Alignment", "add_contexts", "align", "exchanged", "freeze"]
-
-#: The contexts that Eq. 11 pairs with traffic.
-_PAIRED = ("users", "poi", "env")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class AlignedForecaster(nn.Module):
         positive = self.forecaster.objective(batch, seeds)
         n = min(self.alignment.negatives, len(batch.key) - 1)
         loss, negative = positive.mean(), torch.zeros_like(positive)
-        if self.training and self.alignment.contrast and n > 0 and set(_PAIRED) & set(batch.context):
+        if self.training and self.alignment.contrast and n > 0 and set(URBAN_CONTEXTS) & set(batch.context):
             cap = self.alignment.margin * positive.detach()
             for shift in range(1, n + 1):
                 other = self.forecaster.objective(exchanged(batch, shift), seeds)
@@ -64,7 +61,7 @@ class AlignedForecaster(nn.Module):
 
 def exchanged(batch: TrafficBatch, shift: int) -> TrafficBatch:
     """The batch in which window i has the users and POI of window i - shift: negative pairs."""
-    context = {name: value.roll(shift, 0) if name in _PAIRED else value for name, value in batch.context.items()}
+    context = {name: value.roll(shift, 0) if name in URBAN_CONTEXTS else value for name, value in batch.context.items()}
     return replace(batch, context=context)
 
 
