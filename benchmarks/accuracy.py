@@ -3,9 +3,9 @@
 python benchmarks/accuracy.py --data DIR [--train "*_train.npz"] [--eval "*_val.npz"] [--minutes 40] [--json figures.json]
 
 By place: every place of the evaluated files is left out of training. For each city and task, over hidden entries of all cells on the
-[0, 1] scale: `<city>_<task>_crps_ratio` and `_rmse_ratio` over the best simple row (persistence, mean of the known, same slot
-yesterday and last week, profile x level, neighbour mean and median, zero, ridge blend: CRPS = MAE; profile + Gaussian),
-`<city>_<task>_vs_lightgbm` the CRPS over LightGBM's, `<city>_<task>_coverage80` of live cells.
+[0, 1] scale: `<city>_<task>_crps_ratio` and `_rmse_ratio` (of the debiased RMSE, raytraffic.metrics.scores) over the best simple row
+(persistence, mean of the known, same slot yesterday and last week, profile x level, neighbour mean and median, zero, ridge blend:
+CRPS = MAE; profile + Gaussian), `<city>_<task>_vs_lightgbm` the CRPS over LightGBM's, `<city>_<task>_coverage80` of live cells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 import json as json_module
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,13 @@ import tyro
 from measure import write_figures
 
 from raytraffic.config import EvaluateConfig, PrepareConfig, TrainConfig
-from raytraffic.files import Location
 from raytraffic.metrics.scoreboard import SCALED
 from raytraffic.on_ray import train as training
+from raytraffic.on_ray.budget import steps_within
 from raytraffic.on_ray.evaluate import evaluate
 from raytraffic.on_ray.prepare import prepare
-from raytraffic.training_log import read_metrics
 
 _LIGHTGBM = "gradient boosting"
-_TIMED_STEPS = 100
 
 
 def main(
@@ -64,11 +63,11 @@ def main(
         staged = stage(data, {"train": train, "val": eval}, folder / "series")
         store = str(folder / "store")
         prepare(PrepareConfig(sources=(f"series:{staged}",), out=store))
-        chosen = "tiny" if quick else preset
-        count = 20 if quick else _steps(store, chosen, minutes, folder)
-        run = _train(store, chosen, count, folder / "run")
+        settings = TrainConfig(store=store, out=str(folder / "run"), split="place", preset="tiny" if quick else preset)
+        count = 20 if quick else steps_within(settings, minutes)
+        best = training.train(replace(settings, steps=count, validate_every=min(count, 500)))
         config = EvaluateConfig(
-            checkpoint=str(run / "best"),
+            checkpoint=str(best),
             store=store,
             out=str(folder / "evaluation"),
             splits=("place",),
@@ -97,18 +96,6 @@ def stage(data: Path, patterns: dict[str, str], folder: Path) -> Path:
     return folder
 
 
-def _train(store: str, preset: str, steps: int, run: Path) -> Path:
-    training.train(TrainConfig(store=store, out=str(run), split="place", preset=preset, steps=steps, validate_every=min(steps, 500)))
-    return run
-
-
-def _steps(store: str, preset: str, minutes: float, folder: Path) -> int:
-    """How many steps fit the minutes, by the speed of the last of a short run's."""
-    run = _train(store, preset, _TIMED_STEPS, folder / "timing")
-    windows_per_second = read_metrics(Location.of(run))[-1]["windows_per_second"]
-    return max(_TIMED_STEPS, int(minutes * 60 * windows_per_second / TrainConfig(store="", out="").batch))
-
-
 def figures(rows: list[dict[str, Any]], model: str) -> dict[str, float]:
     """The flat figures of an evaluation's rows."""
     found: dict[str, float] = {}
@@ -117,7 +104,7 @@ def figures(rows: list[dict[str, Any]], model: str) -> dict[str, float]:
         ours = of[city, task, "all", model]
         simple = [row for (c, t, p, name), row in of.items() if (c, t, p) == (city, task, "all") and name not in (model, _LIGHTGBM)]
         found[f"{city}_{task}_crps_ratio"] = ours["crps"] / min(row["crps"] for row in simple)
-        found[f"{city}_{task}_rmse_ratio"] = ours["rmse"] / min(row["rmse"] for row in simple)
+        found[f"{city}_{task}_rmse_ratio"] = ours["rmse_debiased"] / min(row["rmse_debiased"] for row in simple)
         found[f"{city}_{task}_coverage80"] = of[city, task, "live", model]["coverage80"]
         if (city, task, "all", _LIGHTGBM) in of:
             found[f"{city}_{task}_vs_lightgbm"] = ours["crps"] / of[city, task, "all", _LIGHTGBM]["crps"]

@@ -125,12 +125,13 @@ def _smooth(knots: Tensor, at: Tensor) -> Tensor:
 
 
 def forget_cities(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBatch:
-    """A `share` of the windows as if nothing had been measured of their city: its profile 1 throughout, its reference NaN."""
+    """A `share` of the windows as if nothing had been measured of their city: its profile 1 throughout, the rest NaN."""
     forgotten = uniform(derive(seeds, 9), _STREAM, (1,)) < share
     context = dict(batch.context)
-    for name, nothing in (("profile", 1.0), ("reference", torch.nan)):
+    for name, nothing in (("profile", 1.0), ("reference", torch.nan), ("modes", torch.nan), ("persistence", torch.nan)):
         if name in context:
-            context[name] = torch.where(forgotten, torch.full_like(context[name], nothing), context[name])
+            value = context[name]
+            context[name] = torch.where(forgotten.reshape(-1, *(1,) * (value.ndim - 1)), torch.full_like(value, nothing), value)
     return replace(batch, context=context)
 
 

@@ -22,12 +22,25 @@ from raytraffic.config import from_json, to_json
 from raytraffic.files import Location
 from raytraffic.forecaster import Forecaster
 
-__all__ = ["commit", "committed", "load_forecaster", "read_committed", "read_tensors", "save_calibration", "save_forecaster"]
+__all__ = [
+    "CARD",
+    "commit",
+    "committed",
+    "copy_forecaster",
+    "load_forecaster",
+    "read_committed",
+    "read_marker",
+    "read_tensors",
+    "save_calibration",
+    "save_card",
+    "save_forecaster",
+]
 
 MARKER = "committed.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CALIBRATION = "calibration.json"
+CARD = "README.md"
 
 
 def commit(folder: Location, files: Mapping[str, bytes | Mapping[str, Tensor] | dict[str, Any]]) -> None:
@@ -88,16 +101,24 @@ def save_forecaster(
     content = {"model": model, "config": to_json(config)}
     plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     card = _card(model, sum(value.numel() for value in plain.values()), facts)
-    commit(Location.of(folder), {WEIGHTS: plain, CONFIG: content, "README.md": card.encode()})
+    commit(Location.of(folder), {WEIGHTS: plain, CONFIG: content, CARD: card.encode()})
 
 
 def save_calibration(folder: Location | Path | str, calibration: Calibration) -> None:
     """Adds a calibration to a saved model, or replaces the one it has; the model does not count as whole until it is written."""
     folder = Location.of(folder)
-    marker = folder.child(MARKER)
-    names = [name for name in _json(marker, read_marker(folder)) if name != CALIBRATION]
-    files: dict[str, bytes | Mapping[str, Tensor] | dict[str, Any]] = {name: read_committed(folder, name) for name in names}
-    commit(folder, files | {CALIBRATION: to_json(calibration)})
+    commit(folder, {**_files_but(CALIBRATION, folder), CALIBRATION: to_json(calibration)})
+
+
+def save_card(folder: Location | Path | str, text: str) -> None:
+    """Replaces the model card of a saved model; the model does not count as whole until it is written."""
+    folder = Location.of(folder)
+    commit(folder, {**_files_but(CARD, folder), CARD: text.encode()})
+
+
+def copy_forecaster(source: Location | Path | str, target: Location | Path | str) -> None:
+    """Saves the model of one folder, without its calibration, into another; ValueError where it is damaged."""
+    commit(Location.of(target), _files_but(CALIBRATION, Location.of(source)))
 
 
 def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any]:
@@ -125,6 +146,11 @@ def load_forecaster(folder: Location | Path | str) -> tuple[Forecaster, str, Any
         fields = _json(folder.child(CALIBRATION), read_committed(folder, CALIBRATION))
         forecaster.calibration = from_json(Calibration, fields, str(folder.child(CALIBRATION)))
     return forecaster.eval(), content["model"], config
+
+
+def _files_but(left_out: str, folder: Location) -> dict[str, bytes]:
+    """Every file of a whole checkpoint, but one."""
+    return {name: read_committed(folder, name) for name in _json(folder.child(MARKER), read_marker(folder)) if name != left_out}
 
 
 def _json(file: Location, data: bytes) -> Any:

@@ -18,6 +18,7 @@ from raytraffic.config import (
     FinetuneConfig,
     ForecastConfig,
     PrepareConfig,
+    PretrainConfig,
     QuickstartConfig,
     TrainConfig,
     to_json,
@@ -45,8 +46,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb(TrainConfig, "raytraffic.on_ray.train", "train"),
     "finetune": Verb(FinetuneConfig, "raytraffic.on_ray.train", "train"),
     "calibrate": Verb(CalibrateConfig, "raytraffic.on_ray.calibrate", "calibrate"),
-    "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.evaluate", "evaluate"),
+    "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.suite", "run_evaluation"),
     "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
+    "pretrain": Verb(PretrainConfig, "raytraffic.on_ray.pretrain", "pretrain"),
     "quickstart": Verb(QuickstartConfig, "raytraffic.on_ray.quickstart", "quickstart"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -15,9 +15,11 @@ __all__ = [
     "FinetuneConfig",
     "ForecastConfig",
     "PrepareConfig",
+    "PretrainConfig",
     "QuickstartConfig",
     "SplitName",
     "TrainConfig",
+    "UomoTables",
     "from_json",
     "to_json",
     "with_options",
@@ -145,6 +147,37 @@ class FinetuneConfig(_FitConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UomoTables:
+    """What the suite `uomo-tables` makes besides Tables 1-3 and Figure 4; a part that lacks its input is left out, and the page says so."""
+
+    unseen: str | None = None
+    """Store of cities that the checkpoint never saw, for Table 4 and Figures 5 and 6: forecast at once, and fine-tuned on few places."""
+    unseen_split: SplitName = "time"
+    """The split of that store."""
+    shares: tuple[float, ...] = (0.05, 0.1)
+    """Shares of each unseen city's training places that are fine-tuned on, one at least."""
+    few_shot_steps: int = 200
+    """Fine-tuning steps on each share."""
+    plain: str | None = None
+    """Checkpoint pre-trained without contexts (train --contexts), for Table 5: fine-tuned with users, with POI and with both."""
+    finetune_steps: int = 500
+    """Fine-tuning steps of each of these."""
+    sizes: tuple[str, ...] = ()
+    """Checkpoints of other sizes, each as name=folder, for Figure 7; those of name@data=folder are joined by a line of their own a `data`,
+    e.g. 5m@10%=runs/5m-tenth/best."""
+    cities: tuple[str, ...] = ()
+    """The cities of Figure 4; the store's first two if none is named."""
+
+    def __post_init__(self) -> None:
+        if not self.shares or not all(0 < share <= 1 for share in self.shares) or len(set(self.shares)) < len(self.shares):
+            raise ValueError(f"uomo_tables.shares: {self.shares}, expected different shares of the training places in (0, 1]")
+        names = [size.partition("=")[0] for size in self.sizes]
+        if not all(all(size.partition("=")) for size in self.sizes) or len(set(names)) < len(names):
+            raise ValueError(f"uomo_tables.sizes: {self.sizes}, expected name=folder of a checkpoint each, of different names")
+        _at_least_one(self, "few_shot_steps", "finetune_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Score a checkpoint beside the simple rules, per task, city and split, and write tables, JSON and a report."""
 
@@ -176,6 +209,9 @@ class EvaluateConfig:
     workers: int = 2
     """Forecasting actors."""
     gpu: bool = False
+    suite: Literal["none", "uomo-tables"] = "none"
+    """The tables and pictures of a paper, resumable: `uomo-tables` makes Tables 1-5 and Figures 4-7 of UoMo as suite.html and suite.md."""
+    uomo_tables: UomoTables = field(default_factory=UomoTables)
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -183,6 +219,8 @@ class EvaluateConfig:
         for other in self.beside:
             if not all(other.partition("=")):
                 raise ValueError(f"beside: {other!r}, expected name=folder of a checkpoint")
+        if self.suite == "none" and self.uomo_tables != UomoTables():
+            raise ValueError("suite: 'none', expected 'uomo-tables' where options of uomo_tables are given")
         _at_least_one(self, "draws", "steps", "stride", "batch", "workers")
 
 
@@ -243,6 +281,42 @@ class ForecastConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "draws", "steps", "batch", "tiles_per_shard", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Make a checkpoint to share: prepare your cities and synthetic ones, train by place, calibrate, score, and write the model card."""
+
+    data: tuple[str, ...]
+    """The cities to learn from, each as kind:path?options like the sources of `prepare`."""
+    out: str
+    """Folder or s3:// URL of the store, the run, the evaluation and, below `model`, the checkpoint."""
+    minutes: float = 60.0
+    """Minutes of optimisation, on one CPU core or on the GPU of the machine the command runs on; all else comes on top."""
+    licence: str = ""
+    """The terms of the data, for the model card: weights derived from data inherit its terms."""
+    preset: str = "auto"
+    """The model's preset; auto is 5m on a GPU, and on a CPU the largest of 5m, small and tiny that gets enough steps."""
+    synthetic: tuple[str, ...] = (
+        "synthetic:synthetic-quarter?step=15&grid=8x12&days=7&tail=1.2&seed=1",
+        "synthetic:synthetic-half?step=30&grid=12x12&days=7&noise=0.25&memory_hours=6&seed=2",
+        "synthetic:synthetic-sparse?step=30&grid=12x12&days=7&dead_share=0.45&users=false&seed=3",
+        "synthetic:synthetic-hour?step=60&grid=12x12&days=14&noise=0.5&spatial_range_cells=1&seed=4",
+    )
+    """Synthetic cities that are mixed in."""
+    stride: int = 16
+    """Every n-th window of a series is scored."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("data: no source, expected at least one")
+        if not self.minutes > 0:
+            raise ValueError(f"minutes: {self.minutes}, expected a number > 0")
+        for source in self.synthetic:
+            if not source.startswith("synthetic:"):
+                raise ValueError(f"synthetic: {source!r}, expected synthetic:NAME?options; measured cities belong to data")
+        _at_least_one(self, "stride")
 
 
 @dataclass(frozen=True, kw_only=True)

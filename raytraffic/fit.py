@@ -75,11 +75,15 @@ def step(
 ) -> dict[str, float]:
     """Takes step number `done` and returns its figures; `model` may be wrapped by DDP or FSDP. bf16 with `mixed_precision`.
 
+    All randomness is a function of the windows' `seeds` (b,), so that an interrupted run goes on as it would have; with dropout they are
+    those of one rank's windows together.
+
     Raises FloatingPointError when the loss is not finite: continuing would only destroy the weights.
     """
     rate = learning_rate(done, settings)
     for group in adam.param_groups:
         group["lr"] = rate * group["learning_rate_scale"]
+    torch.manual_seed(int(seeds.sum()))  # dropout alone does not hang on the seeds of the windows by itself
     with torch.autocast(batch.traffic.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
         losses = model(batch, seeds)
     losses["loss"].backward()

@@ -87,7 +87,7 @@ class Forecaster(nn.Module):
         sees the scores under marginals it does not move.
         """
         scale = self.scaling.fit(batch)
-        condition = self.condition(batch)
+        condition: Condition = self.conditioner(self.embed(batch.visible()), scale)
         scored = batch.hidden & ~scale.dead
         count = scored.sum(dim=(1, 2, 3)).clamp(min=1)
         each = torch.zeros(len(count), device=count.device)

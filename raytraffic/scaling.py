@@ -12,14 +12,15 @@ Evidence for `known`: one global scale loses to "same slot yesterday" at small b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raytraffic.diffusion.priors import same_slot
-from raytraffic.types import Scale, TrafficBatch
+from raytraffic.kriging import krige, variation
+from raytraffic.types import TYPICAL_LEVEL, Scale, TrafficBatch
 
 __all__ = ["Scaling"]
 
@@ -32,11 +33,13 @@ _IMPLAUSIBLE = 30.0
 class Scaling:
     """How a Forecaster scales: `kind`, the `prior` whose residual is diffused, and the spread's prior value and weight.
 
+    The prior is nothing, what a Fourier series of the window's own known entries continues, or the city's profile.
+
     A cell is dead when it has at least `dead_after` known entries and all of them are zero.
     """
 
     kind: Literal["known", "global"] = "known"
-    prior: Literal["none", "seasonal"] = "seasonal"
+    prior: Literal["none", "fourier", "seasonal"] = "seasonal"
     spread: float = 0.3
     spread_weight: float = 8.0
     dead_after: int = 8
@@ -44,10 +47,10 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.kind not in ("known", "global"):
             raise ValueError(f"scaling.kind: {self.kind!r}, expected 'known' or 'global'")
-        if self.prior not in ("none", "seasonal"):
-            raise ValueError(f"scaling.prior: {self.prior!r}, expected 'none' or 'seasonal'")
+        if self.prior not in ("none", "fourier", "seasonal"):
+            raise ValueError(f"scaling.prior: {self.prior!r}, expected 'none', 'fourier' or 'seasonal'")
         if self.kind == "global" and self.prior != "none":
-            raise ValueError("scaling.prior: 'seasonal' with scaling.kind 'global', expected 'none' (the global scale has no level)")
+            raise ValueError(f"scaling.prior: {self.prior!r} with scaling.kind 'global', expected 'none' (the global scale has no level)")
 
     def fit(self, batch: TrafficBatch) -> Scale:
         """The scale of a batch, from `batch.visible()`; ValueError if the global scale has no `reference` to scale by."""
@@ -97,12 +100,21 @@ class Scaling:
     def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
         if self.prior == "none":
             return torch.zeros_like(batch.traffic)
+        if self.prior == "fourier":
+            return _continued(batch, level)
         shaped = torch.asinh(profile).expand_as(batch.traffic)
         unknown_city = (profile == 1).all(dim=2, keepdim=True)
         if not bool(unknown_city.any()):
             return shaped
         other_day, found = same_slot(batch)
         return torch.where(found & unknown_city, torch.asinh(other_day / level), shaped)
+
+
+def _continued(batch: TrafficBatch, level: Tensor) -> Tensor:
+    """(b, c, t, s): asinh of what the daily rhythm of the window's own known entries continues as; 1 where nothing of a cell is known."""
+    flat = torch.asinh(torch.ones_like(level))
+    modes, persistence = variation(replace(batch, context={}))
+    return flat + krige(torch.asinh(batch.traffic / level) - flat, batch.known, modes, persistence, batch.step_minutes)[0]
 
 
 def _plausible(batch: TrafficBatch, profile: Tensor) -> Tensor:
@@ -126,7 +138,7 @@ def _borrow(own: Tensor, live: Tensor, batch: TrafficBatch) -> tuple[Tensor, Ten
     spread = torch.where(count > 1, variance.sqrt().clamp(0.5, 2.0), torch.ones_like(variance))
     alone = torch.ones_like(centre)
     if "reference" in batch.context:
-        alone = 0.05 * _finite(batch.context["reference"], 20.0)[:, :, None, None]
+        alone = TYPICAL_LEVEL * _finite(batch.context["reference"], 1 / TYPICAL_LEVEL)[:, :, None, None]
     return torch.where(count > 0, centre.exp(), alone).expand_as(own), spread.expand_as(own)
 
 

@@ -42,6 +42,8 @@ CONTEXTS: Mapping[str, str] = MappingProxyType(
         "poi": "b k s",  # points of interest, counts
         "env": "b t|1 s d",  # environment embedding of a site (images, text)
         "profile": "b t",  # the city's mean weekly shape at these slots (mean 1), measured on training data
+        "modes": "b t k",  # how whole days of the city's cells differ from the profile's (raytraffic.kriging), NaN where unknown
+        "persistence": "b p",  # variances of what a cell's deviations are made of (raytraffic.kriging), NaN where unknown
         "reference": "b c",  # the city's upper reference level in traffic units, measured on training data
     }
 )
@@ -49,6 +51,9 @@ CONTEXTS: Mapping[str, str] = MappingProxyType(
 
 #: What surrounds traffic, as against what was measured of it: fine-tuning pairs these with traffic, guidance leaves them out.
 URBAN_CONTEXTS = ("users", "poi", "env")
+
+#: The level of a typical cell, as a share of its city's upper reference level.
+TYPICAL_LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +230,15 @@ class Scale:
         return torch.maximum(found, nothing)
 
     def size(self, batch: TrafficBatch) -> Tensor:
-        """(b, c, t, s) positive: how much traffic one unit of f stands for at the prior, relative to the window's mean known entry."""
+        """(b, c, t, s) positive: how much traffic one unit of f stands for at the prior, relative to the city's upper reference level,
+        so that busy cells of busy places count as scores on the papers' scale count them; to the window's mean known entry where a city
+        has none."""
         total = batch.visible().traffic.sum((2, 3), keepdim=True)
         mean = total / batch.known.sum((2, 3), keepdim=True).clamp(min=1)
+        reference = batch.context.get("reference", torch.full_like(mean[:, :, 0, 0], torch.nan))[:, :, None, None]
+        unit = torch.where(torch.isfinite(reference), TYPICAL_LEVEL * reference, mean)
         slope = self.level * torch.cosh(self.prior.clamp(max=5.0)) if self.asinh else self.level.expand_as(self.prior)
-        return (slope / mean.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(1e-3, 30.0)
+        return (slope / unit.clamp(min=torch.finfo(unit.dtype).tiny)).clamp(1e-4, 100.0)
 
     def repeat(self, draws: int) -> Scale:
         """The scale of `draws` draws of every window, draws of one window side by side."""

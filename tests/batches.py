@@ -36,5 +36,7 @@ def seasonal_batch(windows: int = 4, steps: tuple[int, ...] = (15, 30, 60), t: i
             "poi": torch.poisson(torch.full((windows, poi, 16), 3.0), generator=generator),
             "profile": rhythm[:, 0, :, 0],
             "reference": traffic.nan_to_num().amax(dim=(2, 3)),
+            "modes": 0.1 * torch.randn(windows, t, 8, generator=generator),
+            "persistence": 0.01 * torch.rand(windows, 5, generator=generator),
         },
     )

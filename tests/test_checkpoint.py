@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from raytraffic import registry
-from raytraffic.checkpoint import commit, committed, load_forecaster, read_committed, save_forecaster
+from raytraffic.checkpoint import commit, committed, copy_forecaster, load_forecaster, read_committed, save_card, save_forecaster
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, step
@@ -67,6 +67,27 @@ def test_the_card_says_how_it_was_made(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     parameters = sum(p.numel() for p in moved("uomo").parameters())
     assert f"{parameters:,} parameters" in card and "## Step\n\n7" in card and '"crps": 0.1' in card
+
+
+def test_another_card_changes_nothing_else(folder: Location) -> None:
+    model = saved(folder)
+    before = {name: read_committed(folder, name) for name in ("model.safetensors", "config.json")}
+    save_card(folder, "# Ours\n")
+    assert read_committed(folder, "README.md") == b"# Ours\n"
+    assert {name: read_committed(folder, name) for name in before} == before
+    assert load_forecaster(folder)[0].state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_copy_is_the_model_before_calibration(folder: Location, tmp_path: Path) -> None:
+    saved(folder)
+    commit(Location.of(tmp_path / "whole"), {"calibration.json": b"{}", **{name: read_committed(folder, name) for name in FILES[:3]}})
+    copy_forecaster(tmp_path / "whole", tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted(FILES)
+    assert load_forecaster(tmp_path / "copy")[0].calibration is None
+    (tmp_path / "whole" / "config.json").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"config\.json: its SHA-256 differs"):
+        copy_forecaster(tmp_path / "whole", tmp_path / "other")
+    assert not committed(Location.of(tmp_path / "other"))
 
 
 def dying_after(writes: int, patch: pytest.MonkeyPatch) -> None:

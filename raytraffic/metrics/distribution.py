@@ -5,7 +5,7 @@ energy score   mean_i ||X_i - y|| - 1 / (2 n (n - 1)) sum_{i,j} ||X_i - X_j||   
 JSD            H((p + q) / 2) - (H(p) + H(q)) / 2, entropies H in bits, so in [0, 1]          (Lin 1991, Eq. 4.1)
 
 "Fair" scores have the same expectation whatever n is, so forecasts of different numbers of draws may stand in one table.
-With n = 1 there is no pair: the CRPS is the absolute error.
+With n = 1 there is no pair: the CRPS is the absolute error, the energy score the Euclidean distance.
 """
 
 from __future__ import annotations
@@ -43,15 +43,21 @@ def crps(truth: Tensor, draws: Tensor, where: Tensor) -> Tensor:
 
 
 def energy_score(truth: Tensor, draws: Tensor, where: Tensor) -> Tensor:
-    """(b,): fair energy score of every window's scored entries as one vector, in the unit of the traffic (float64, O(n^2))."""
+    """(b, ..., s): fair energy score of every cell's course, float64 in the unit of the traffic; NaN for cells without scored slots.
+
+    A course is the vector of the slots of truth (b, ..., t, s) and draws (b, n, ..., t, s) where (b, ..., t, s) is True. One vector a
+    window would be the score of its largest cell. It grows with the number of slots: compare within one task only. O(n^2).
+    """
     gather(truth, draws, where)  # for its checks
-    n = draws.shape[1]
-    y = torch.where(where, truth, torch.zeros_like(truth)).double().flatten(1)[:, None]
-    x = torch.where(where[:, None], draws, torch.zeros_like(draws)).double().flatten(2)
+    n, scored = draws.shape[1], where.any(dim=-2)
+    y = torch.where(where, truth, torch.zeros_like(truth)).movedim(-2, -1)[scored].double()[:, None]
+    x = torch.where(where[:, None], draws, torch.zeros_like(draws)).movedim((1, -2), (-2, -1))[scored].double()
     distance = torch.linalg.vector_norm(x - y, dim=2).mean(dim=1)
     # The exact path: the one through matrix products cancels catastrophically for draws that are close together.
     between = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=(1, 2))
-    return distance - between / (2 * n * max(n - 1, 1))
+    score = torch.full(scored.shape, torch.nan, dtype=torch.float64, device=scored.device)
+    score[scored] = distance - between / (2 * n * max(n - 1, 1))
+    return score
 
 
 def histogram_bin(values: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from raytraffic.metrics.scores import Scores, score_entries
+from raytraffic.metrics.scores import ScoredForecast, Scores, score_forecast
 from raytraffic.types import Forecast, TrafficBatch
 
 __all__ = ["KEYS", "PHYSICAL", "SCALED", "Scoreboard"]
@@ -33,21 +31,15 @@ class Scoreboard:
         self._scores: dict[Key, Scores] = {}
 
     def update(self, batch: TrafficBatch, forecast: Forecast, *, model: str, cities: Sequence[str], split: str, task: str) -> None:
-        """Score a forecast of a batch with its hidden truth; `cities` names the city of every window (b).
+        """Score a forecast of a batch and add it; see `score_forecast` for `cities` and what is refused."""
+        self.add(score_forecast(batch, forecast, cities), model=model, split=split, task=task)
 
-        Raises ValueError when the forecast's shape is not the batch's, or when there is not one city a window.
-        """
-        if len(cities) != batch.shape[0]:
-            raise ValueError(f"cities: {len(cities)} names, expected one for each of the {batch.shape[0]} windows")
-        reference = batch.context.get("reference")
-        scale = None if reference is None else reference[:, :, None, None]
-        entries = score_entries(batch.traffic, forecast.draws, batch.hidden, scale)
-        alive = (torch.nan_to_num(batch.traffic) != 0).any(dim=2, keepdim=True).expand_as(batch.traffic)[batch.hidden]
-        names = sorted(set(cities))
-        city = torch.tensor([names.index(name) for name in cities], device=entries.window.device)[entries.window]
-        for i, name in enumerate(names):
-            for population, chosen in (("all", city == i), ("live", (city == i) & alive)):
-                part = entries.select(chosen)
+    def add(self, scored: ScoredForecast, *, model: str, split: str, task: str) -> None:
+        """Add a forecast that is scored already."""
+        for i, name in enumerate(scored.cities):
+            mine = scored.city == i
+            for population, chosen in (("all", mine), ("live", mine & scored.entries.live)):
+                part = scored.entries.select(chosen)
                 for unit in (PHYSICAL, SCALED):
                     scores = Scores()
                     scores.add(part, scaled=unit == SCALED)
@@ -60,9 +52,11 @@ class Scoreboard:
             self._scores.setdefault(key, Scores()).merge(scores)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a key, sorted: the keys, rmse, mae, crps, jsd, coverage50/80/90, entries, windows."""
+        """One flat row a key, sorted: the keys, rmse, rmse_debiased, mae, crps, energy, jsd, coverage50/80/90, entries, cells, windows."""
         return [
-            {**dict(zip(KEYS, key, strict=True)), **scores.result(), "entries": scores.entries, "windows": scores.windows}
+            dict(zip(KEYS, key, strict=True))
+            | scores.result()
+            | {"entries": scores.entries, "cells": scores.cells, "windows": scores.windows}
             for key, scores in sorted(self._scores.items())
         ]
 

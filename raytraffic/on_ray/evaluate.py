@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from types import MappingProxyType
@@ -25,7 +25,9 @@ from raytraffic.diffusion.samplers import Sampler
 from raytraffic.files import Location
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import TASKS, mask, named_tasks
+from raytraffic.metrics.breakdown import BREAKDOWN_COLUMNS, Breakdown
 from raytraffic.metrics.scoreboard import SCALED, Scoreboard
+from raytraffic.metrics.scores import score_forecast
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.progress import Stage
 from raytraffic.report.evaluation import evaluation_report
@@ -41,7 +43,7 @@ _CHUNK = 64
 
 
 def evaluate(config: EvaluateConfig) -> Location:
-    """Writes scores.json, scores.csv, tables.md and report.html into `out`, prints the table and returns the folder.
+    """Writes scores and breakdown (.json, .csv), tables.md and report.html into `out`, prints the table and returns the folder.
 
     Raises ValueError when the checkpoint does not fit the store, or a split has no window of a task.
     """
@@ -51,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> Location:
     items = list(_items(config, scorer.windows))
     connect()
     fitted = _fitted(config, scorer.windows)
-    board = Scoreboard()
+    board, breakdown = Scoreboard(), Breakdown()
     pool = ray.data.ActorPoolStrategy(size=min(config.workers, len(items)))
     with Stage("evaluate", sum(len(item["rows"]) for item in items)) as stage:
         scored = dataset(items).map_batches(
@@ -59,16 +61,19 @@ def evaluate(config: EvaluateConfig) -> Location:
         )
         for row in scored.iter_rows():
             board.merge(Scoreboard.from_json(row["board"]))
+            breakdown.merge(Breakdown.from_json(row["breakdown"]))
             stage.advance(row["windows"], f"{row['split']} {row['task']}")
-    rows = board.rows()
+    rows, parts = board.rows(), breakdown.rows()
     out.child("config.json").write_bytes(json.dumps(to_json(config), indent=1).encode())
-    out.child("scores.json").write_bytes(json.dumps(rows, indent=1).encode())
-    out.child("scores.csv").write_bytes(_csv(rows))
+    for name, table, columns in (("scores", rows, list(rows[0])), ("breakdown", parts, BREAKDOWN_COLUMNS)):
+        out.child(f"{name}.json").write_bytes(json.dumps(table, indent=1).encode())
+        out.child(f"{name}.csv").write_bytes(_csv(table, columns))
     out.child("tables.md").write_bytes(paper_tables(rows).encode())
     model, view, sampler = scorer.model, scorer.windows[config.splits[0]], Sampler(config.method, config.steps)
     examples = forecast_examples(model.forecaster, view, config.part, named_tasks(config.tasks), sampler, config.seed)
     maps = city_maps(model.forecaster, view, config.part, sampler, config.seed)
-    evaluation_report(rows, examples, out.child("report.html"), model=model.name, maps=maps, title=f"{model.name} on {config.store}")
+    title = f"{model.name} on {config.store}"
+    evaluation_report(rows, examples, out.child("report.html"), model=model.name, breakdown=parts, maps=maps, title=title)
     show(rows)
     return out
 
@@ -156,7 +161,7 @@ class _Scorer:
         config, task = self.config, str(item["task"][0])
         split: SplitName = item["split"][0]
         rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
-        board = Scoreboard()
+        board, breakdown = Scoreboard(), Breakdown()
         for at in range(0, len(rows), config.batch):
             chunk = slice(at, at + config.batch)
 
@@ -167,13 +172,20 @@ class _Scorer:
             cities = [index.cities[code] for code in index.city[rows[chunk]]]
             # Scores are on the scale of the whole training part, whatever the models are told of it.
             truth = batch_of(self.windows[split])
-            for name, model in self.models.items():
-                forecast = model.forecast(batch_of(model.told[split]).to(self.device), config)
-                board.update(truth, forecast, model=name, cities=cities, split=split, task=task)
-            seen = batch_of(self.model.told[split])
-            for rule in (*rules_for(TASKS[task]), *self.fitted.get((split, task), ())):
-                board.update(truth, rule.forecast(seen, config.draws, config.seed), model=rule.name, cities=cities, split=split, task=task)
-        return {"board": [board.to_json()], "windows": [len(rows)], "split": [split], "task": [task]}
+            for name, forecast in self._forecasts(batch_of, split, task):
+                scored = score_forecast(truth, forecast, cities)
+                board.add(scored, model=name, split=split, task=task)
+                breakdown.add(scored, model=name, split=split, task=task)
+        sums = {"board": [board.to_json()], "breakdown": [breakdown.to_json()]}
+        return sums | {"windows": [len(rows)], "split": [split], "task": [task]}
+
+    def _forecasts(self, batch_of: Callable[[Windows], TrafficBatch], split: SplitName, task: str) -> Iterator[tuple[str, Forecast]]:
+        """Every model's and every rule's forecast of a batch, which `batch_of` cuts from the windows that each is told of."""
+        for name, model in self.models.items():
+            yield name, model.forecast(batch_of(model.told[split]).to(self.device), self.config)
+        seen = batch_of(self.model.told[split])
+        for rule in (*rules_for(TASKS[task]), *self.fitted.get((split, task), ())):
+            yield rule.name, rule.forecast(seen, self.config.draws, self.config.seed)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -197,9 +209,9 @@ def _block(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["split"], row["task"], row["city"]
 
 
-def _csv(rows: list[dict[str, Any]]) -> bytes:
+def _csv(rows: list[dict[str, Any]], columns: Sequence[str]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=columns)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

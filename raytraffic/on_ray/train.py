@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ from raytraffic.training_log import TrainingLog
 from raytraffic.types import TrafficBatch
 from raytraffic.windows import Selection, Windows, windows_for
 
-__all__ = ["initial_model", "train"]
+__all__ = ["initial_model", "keep_settings", "train"]
 
 _LOG_EVERY = 25
 _FREE = {"workers", "cpus_per_worker", "threads", "gpu", "shard", "keep", "max_failures", "out", "store"}
@@ -86,11 +86,16 @@ def _check(config: TrainConfig | FinetuneConfig, out: Location) -> None:
     if config.batch % config.workers:
         raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
     _windows(config, store, initial_model(config, store)[1]).training(config.seed)
+    keep_settings(out, config, _FREE)
+
+
+def keep_settings(out: Location, config: Any, free: Set[str]) -> None:
+    """Writes a run's settings to `out/config.json`; ValueError where a run with other ones is there, but for those that are `free`."""
     path = out.child("config.json")
     if path.exists():
         before = json.loads(path.read_bytes())
         for name, value in to_json(config).items():
-            if name not in _FREE and before.get(name) != value:
+            if name not in free and before.get(name) != value:
                 raise ValueError(f"{path}: {name} is {before.get(name)!r}, expected {value!r}; this run directory belongs to another run")
     path.write_bytes(json.dumps(to_json(config), indent=1).encode())
 

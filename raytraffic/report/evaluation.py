@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from raytraffic.files import Location
+from raytraffic.metrics.breakdown import AXES
 from raytraffic.metrics.distribution import JSD_BINS
 from raytraffic.metrics.scoreboard import PHYSICAL, SCALED
 from raytraffic.report.html import Beside, Column, Folded, Gallery, Group, Part, Picture, Section, Table, Text, write_report
-from raytraffic.report.plots import fan, heat_map, metric_bars, picture
+from raytraffic.report.plots import coverage_lines, fan, heat_map, metric_bars, picture
 
 __all__ = ["CityMap", "ForecastExample", "evaluation_report"]
 
@@ -27,12 +28,33 @@ _POPULATIONS = {"live": "live cells", "all": "all cells"}
 _UNITS = {SCALED: "[0,1] scale", PHYSICAL: "physical units"}
 #: What is read first; the others stand folded below. Dead cells flatter every score, so live ones come first.
 _VIEWS = [(population, unit) for unit in _UNITS for population in _POPULATIONS]
-_COLUMNS = {"RMSE": ("rmse", 0.0), "MAE": ("mae", 0.0), "CRPS": ("crps", 0.0), "JSD": ("jsd", 0.0), "cov80": ("coverage80", 0.8)}
+_COLUMNS = {
+    "RMSE": ("rmse", 0.0),
+    "MAE": ("mae", 0.0),
+    "CRPS": ("crps", 0.0),
+    "energy": ("energy", 0.0),
+    "JSD": ("jsd", 0.0),
+    "cov80": ("coverage80", 0.8),
+}
 _HOW_TO_READ = (
     "Scores are over hidden entries only. RMSE takes the mean over draws, MAE the median. CRPS is the fair estimate from draws; of a rule "
-    "without a distribution it is the MAE, and it has no coverage. JSD compares histograms of traffic "
-    f"({JSD_BINS} bins on [0,1], base 2). cov80 is how often the truth lies in the central 80% interval: best is 0.80. "
+    "without a distribution it is the MAE, and it has no coverage. The energy score judges a cell's whole course at once, and so "
+    "whether the slots of a draw fit together; it grows with their number, so it compares within a task only. JSD compares histograms "
+    f"of traffic ({JSD_BINS} bins on [0,1], base 2). cov80 is how often the truth lies in the central 80% interval: best is 0.80. "
     "Live cells leave out those without any traffic in a window. The [0,1] scale divides by the city's reference level."
+)
+_AXIS_LABELS = {
+    "horizon": "hours since the cell's latest known slot",
+    "hour": "hour of day",
+    "load": "the cell's true mean traffic, [0,1] scale",
+}
+_MOST_LINES = 3
+_FEWEST = 100  # entries of which a share has a standard error of 0.04, were they independent
+_HOW_TO_READ_INTERVALS = (
+    "How often the truth lies in the central 80% interval. Below 80% the intervals are too narrow there, above it they are wider than "
+    "they need to be. Horizon and hour are over live cells, load over all; cities are pooled, and bins of fewer than "
+    f"{_FEWEST} entries are not drawn. Load is that of the truth: where nothing is known of it, as in generation, even a calibrated "
+    "forecast covers the busiest cells less often. breakdown.csv has every city, with CRPS and MAE."
 )
 
 
@@ -81,11 +103,13 @@ def evaluation_report(
     out: str | Path | Location,
     *,
     model: str,
+    breakdown: Sequence[Row] = (),
     maps: Sequence[CityMap] = (),
     title: str = "Evaluation",
 ) -> Location:
     """Write the report of `Scoreboard.rows()` on how `model` compares with every other model of them, and return where it is.
 
+    `breakdown` are the `Breakdown.rows()` of the same forecasts: where the model's intervals hold, if it has any.
     Raises ValueError when the rows hold no score of `model`.
     """
     if not any(row["model"] == model for row in rows):
@@ -97,6 +121,9 @@ def evaluation_report(
     for split, task in settings:
         chosen = [row for row in rows if (row["split"], row["task"]) == (split, task)]
         sections.append(Section(f"{task}, {split} split", _scores(chosen, model, views)))
+    intervals = _intervals(breakdown, model, settings)
+    if intervals:
+        sections.append(Section("Where the intervals hold", [Text([_HOW_TO_READ_INTERVALS]), Gallery(intervals, wide=True)]))
     if examples:
         sections.append(Section("Forecasts", [Gallery([_fan(example) for example in examples])]))
     if maps:
@@ -194,6 +221,56 @@ def _bars(rows: Sequence[Row], model: str, city: str, view: tuple[str, str]) -> 
         alt=f"Bars of the CRPS in {city}: {listed}.",
         caption=f"{city}: CRPS on {_POPULATIONS[view[0]]}",
     )
+
+
+def _intervals(rows: Sequence[Row], model: str, settings: Sequence[tuple[str, str]]) -> list[Picture]:
+    """A picture for each split and task in which the model's draws span the 80 % interval."""
+    spanned = [row for row in rows if math.isfinite(row["coverage80"])]
+    found = {setting: [row for row in spanned if (row["split"], row["task"]) == setting] for setting in settings}
+    return [
+        _coverage(chosen, model, f"{task}, {split} split")
+        for (split, task), chosen in found.items()
+        if math.isfinite(_pooled(chosen, "coverage80", model, "horizon"))
+    ]
+
+
+def _coverage(rows: Sequence[Row], model: str, where: str) -> Picture:
+    """The model's coverage over every axis, beside that of the rivals whose CRPS is lowest."""
+    crps = {name: _pooled(rows, "crps", name, "horizon") for name in sorted({row["model"] for row in rows})}
+    rivals = sorted(crps.keys() - {model}, key=lambda name: (crps[name] if math.isfinite(crps[name]) else math.inf, name))
+    names = [model, *rivals][:_MOST_LINES]
+    lines = {
+        axis: {name: [_pooled(rows, "coverage80", name, axis, place) for place in places] for name in names}
+        for axis, places in AXES.items()
+    }
+    drawn = [value for panel in lines.values() for values in panel.values() for value in values if math.isfinite(value)]
+    bottom = min(0.6, math.floor(10 * min(drawn, default=1.0)) / 10)
+
+    def draw(*axes: Axes) -> None:
+        for ax, (axis, panel) in zip(axes, lines.items(), strict=True):
+            kept = [i for i in range(len(AXES[axis])) if axis == "hour" or any(math.isfinite(values[i]) for values in panel.values())]
+            chosen = {name: [values[i] for i in kept] for name, values in panel.items()}
+            coverage_lines(ax, [AXES[axis][i] for i in kept], chosen, level=0.8, bottom=bottom, label=_AXIS_LABELS[axis])
+        axes[0].set_ylabel("80% interval covers")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=_MOST_LINES + 1)
+
+    overall = "; ".join(f"{name} {_pooled(rows, 'coverage80', name, 'horizon'):.2f}" for name in names)
+    return picture(
+        draw,
+        alt=f"Lines of the coverage of the 80% interval over horizon, hour of day and load ({where}); over all live cells: {overall}.",
+        caption=f"{where}: coverage of the 80% interval over horizon, hour of day and load",
+        columns=len(lines),
+        size=(11.4, 2.7),
+    )
+
+
+def _pooled(rows: Sequence[Row], figure: str, model: str, axis: str, place: str | None = None) -> float:
+    """A figure's mean over the entries of all cities in one bin of an axis or in all of them; NaN where there are too few."""
+    mine = [row for row in rows if (row["model"], row["axis"]) == (model, axis) and place in (None, row["bin"])]
+    chosen = [row for row in mine if math.isfinite(row[figure])]
+    entries = sum(row["entries"] for row in chosen)
+    return sum(row[figure] * row["entries"] for row in chosen) / entries if entries >= _FEWEST else math.nan
 
 
 def _fan(example: ForecastExample) -> Picture:

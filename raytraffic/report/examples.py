@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from raytraffic.diffusion.samplers import Sampler
+from raytraffic.files import Location
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import SHORT, Task, mask
 from raytraffic.report.evaluation import CityMap, ForecastExample
 from raytraffic.store.splits import Part
 from raytraffic.windows import Windows
 
-__all__ = ["city_maps", "forecast_examples"]
+__all__ = ["city_maps", "forecast_examples", "read_examples", "write_examples"]
 
 _LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _DRAWS = 50
@@ -25,14 +28,25 @@ _MOST_TILES = 64
 
 
 def forecast_examples(
-    forecaster: Forecaster, windows: Windows, part: Part, tasks: Sequence[Task], sampler: Sampler, seed: int = 0
+    forecaster: Forecaster,
+    windows: Windows,
+    part: Part,
+    tasks: Sequence[Task],
+    sampler: Sampler,
+    seed: int = 0,
+    cities: Sequence[str] = (),
 ) -> list[ForecastExample]:
-    """For every city and task the middle window of the part, at the hidden live cell of median traffic."""
+    """For every task and city the middle window of the part, at the hidden live cell of median traffic.
+
+    Of the named cities only, if any is named.
+    """
     examples = []
     index = windows.store.index
     for task in tasks:
         rows, starts = windows.evaluation(part, task)
         for code, city in enumerate(index.cities):
+            if cities and city not in cities:
+                continue
             mine = np.flatnonzero(index.city[rows] == code)
             for at in (mine[len(mine) // 2 :][:8]).tolist():
                 columns = windows.cut(rows[at : at + 1], starts[at : at + 1])
@@ -60,6 +74,29 @@ def forecast_examples(
                 )
                 break
     return examples
+
+
+def write_examples(examples: Sequence[ForecastExample], file: Location) -> None:
+    """Writes examples as JSON, from which `read_examples` makes them again."""
+    arrays = ("truth", "known", "quantiles")
+    plain = [{**asdict(one), "start": one.start.isoformat(), **{name: getattr(one, name).tolist() for name in arrays}} for one in examples]
+    file.write_bytes(json.dumps(plain).encode())
+
+
+def read_examples(file: Location) -> list[ForecastExample]:
+    """The examples that `write_examples` wrote."""
+    return [
+        ForecastExample(
+            **{
+                **fields,
+                "start": datetime.fromisoformat(fields["start"]),
+                "truth": np.array(fields["truth"]),
+                "known": np.array(fields["known"], dtype=bool),
+                "quantiles": np.array(fields["quantiles"]),
+            }
+        )
+        for fields in json.loads(file.read_bytes())
+    ]
 
 
 def city_maps(forecaster: Forecaster, windows: Windows, part: Part, sampler: Sampler, seed: int = 0) -> list[CityMap]:

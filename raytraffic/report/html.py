@@ -11,7 +11,7 @@ from pathlib import Path
 from raytraffic.files import Location
 from raytraffic.report.style import STYLE_SHEET
 
-__all__ = ["Beside", "Column", "Folded", "Gallery", "Group", "Part", "Picture", "Section", "Table", "Text", "write_report"]
+__all__ = ["Beside", "Cell", "Column", "Folded", "Gallery", "Group", "Part", "Picture", "Section", "Table", "Text", "write_report"]
 
 Cell = str | int | float
 
@@ -39,17 +39,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side, as many in a row as the screen is wide."""
+    """Pictures side by side, as many in a row as the screen is wide; `wide` ones have a row each and scroll on a narrow screen."""
 
     pictures: Sequence[Picture]
+    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table; the value nearest to `target` is emphasised in every group (0 = the lowest, None = no value)."""
+    """A column of a table; the value nearest to `target` is emphasised in every group (0 = the lowest, None = no value).
+
+    Floats are shown, and compared, with `decimals`, or with as many as suit the column's middle value.
+    """
 
     name: str
     target: float | None = None
+    decimals: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,8 @@ def _part(part: Part) -> str:
         kind = ' class="lead"' if part.lead else ""
         return "\n".join(f"<p{kind}>{escape(paragraph)}</p>" for paragraph in part.paragraphs)
     if isinstance(part, Gallery):
-        return '<div class="gallery">\n' + "\n".join(_figure(picture) for picture in part.pictures) + "\n</div>"
+        kind = "gallery wide" if part.wide else "gallery"
+        return f'<div class="{kind}">\n' + "\n".join(_figure(picture) for picture in part.pictures) + "\n</div>"
     if isinstance(part, Folded):
         return f"<details><summary>{escape(part.summary)}</summary>\n{_parts(part.parts)}\n</details>"
     if isinstance(part, Beside):
@@ -166,14 +172,18 @@ def _table(table: Table) -> str:
 
 
 def _group(table: Table, group: Group, texts: Sequence[Sequence[str]]) -> str:
-    best = [_best([row[j] for row in group.rows], column.target) for j, column in enumerate(table.columns)]
+    best = [_best([_compared(row[j], column) for row in group.rows], column.target) for j, column in enumerate(table.columns)]
     lines = [f'<tr><th scope="rowgroup" colspan="{len(table.columns)}">{escape(group.label)}</th></tr>'] if group.label else []
     for row, shown in zip(group.rows, texts, strict=True):
-        kinds = [' class="best"' if cell in best[j] else "" for j, cell in enumerate(row)]
+        kinds = [' class="best"' if _compared(row[j], column) in best[j] else "" for j, column in enumerate(table.columns)]
         cells = "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds[1:], shown[1:], strict=True))
         ours = ' class="ours"' if table.ours and row[0] == table.ours else ""
         lines.append(f'<tr{ours}><th scope="row">{escape(shown[0])}</th>{cells}</tr>')
     return "<tbody>" + "\n".join(lines) + "</tbody>"
+
+
+def _compared(cell: Cell, column: Column) -> Cell:
+    return round(cell, column.decimals) if isinstance(cell, float) and column.decimals is not None else cell
 
 
 def _best(values: Sequence[Cell], target: float | None) -> list[Cell]:
@@ -188,9 +198,10 @@ def _best(values: Sequence[Cell], target: float | None) -> list[Cell]:
 def _texts(table: Table) -> list[list[list[str]]]:
     """What each cell shows; all floats of a column have the same number of decimals, so that they can be compared down the column."""
     decimals = []
-    for j in range(len(table.columns)):
+    for j, column in enumerate(table.columns):
         values = [row[j] for group in table.groups for row in group.rows]
-        decimals.append(_decimals([abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]))
+        sizes = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and v != 0]
+        decimals.append(_decimals(sizes) if column.decimals is None else column.decimals)
     return [[[_show(cell, decimals[j]) for j, cell in enumerate(row)] for row in group.rows] for group in table.groups]
 
 

@@ -1,10 +1,10 @@
-"""Pictures: forecast fans, city heat maps, bars of a metric; each draws into given axes, `picture` makes it an embedded SVG."""
+"""Pictures: forecast fans, heat maps, bars of a metric, lines of coverage; drawn into given axes, `picture` makes them an embedded SVG."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import matplotlib as mpl
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from raytraffic.report.html import Picture
 from raytraffic.report.style import ACCENT, BANDS, COLOUR_MAP, FORECAST, INK, MUTED, PLOT
 
-__all__ = ["fan", "heat_map", "metric_bars", "picture"]
+__all__ = ["coverage_lines", "fan", "heat_map", "metric_bars", "picture"]
 
 Array = NDArray[np.floating]
 _QUANTITY = EngFormatter(sep="")
+#: The first line is the model's own; the others differ in their strokes as well, for print.
+_LINES = ((FORECAST, "-", "o"), (INK, "--", "s"), (MUTED, "-.", "^"))
 _NAME_LENGTH = 28  # letters beside a bar; a longer name would leave no room for the bar
 
 
@@ -46,6 +48,7 @@ def fan(
     levels: Sequence[float],
     quantiles: Array,
     unit: str,
+    legend: bool = True,
 ) -> None:
     """A forecast fan: bands and median of quantiles (q, t) where not `known` (t,), beside the truth (t,) (NaN = not measured).
 
@@ -73,7 +76,8 @@ def fan(
     ax.set_ylabel(unit)
     ax.yaxis.set_major_formatter(_QUANTITY)
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=6, handlelength=1.1, columnspacing=0.8, handletextpad=0.35)
+    if legend:
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=6, handlelength=1.1, columnspacing=0.8, handletextpad=0.35)
 
 
 def heat_map(ax: Axes, values: Array, *, title: str, unit: str, top: float, bar: bool = True) -> None:
@@ -107,8 +111,28 @@ def metric_bars(ax: Axes, names: Sequence[str], values: Sequence[float], *, ours
     ax.set_xlabel(label)
 
 
+def coverage_lines(ax: Axes, bins: Sequence[str], lines: Mapping[str, Sequence[float]], *, level: float, bottom: float, label: str) -> None:
+    """Coverage in every bin, from `bottom` to 1, with the nominal `level`: at most three lines, the first is ours; NaN leaves a gap."""
+    places = np.arange(len(bins))
+    ax.axhline(level, color=ACCENT, linewidth=1.1, linestyle=":", label=f"{level:.0%}, as it should be")
+    # Ours is drawn last, over the others.
+    for (name, values), (colour, stroke, marker) in reversed(list(zip(lines.items(), _LINES, strict=False))):
+        width = 1.7 if colour == FORECAST else 1.1
+        ax.plot(places, values, color=colour, linestyle=stroke, linewidth=width, marker=marker, markersize=3.5, label=_shorten(name))
+    shown = slice(None, None, max(1, len(bins) // 8))
+    ax.set_xticks(places[shown], [_two_lines(name) for name in bins[shown]])
+    ax.set_xlim(-0.4, len(bins) - 0.6)
+    ax.set_ylim(bottom, 1.02)
+    ax.set_xlabel(label)
+
+
 def _shorten(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+
+
+def _two_lines(name: str) -> str:
+    """A bin's name, broken after its dash or its last blank where it would touch its neighbours."""
+    return name if len(name) <= 5 else name.replace("-", "-\n") if "-" in name else "\n".join(name.rsplit(" ", 1))
 
 
 def _quantile(p: float, levels: Sequence[float], quantiles: Array) -> Array | None:

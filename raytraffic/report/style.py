@@ -69,6 +69,8 @@ tbody th[scope=rowgroup] { padding-top: .7rem; color: var(--muted); font-weight:
 tr.ours th[scope=row], tr.ours td { background: var(--soft); }
 td.best { color: var(--best); font-weight: 700; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; margin: 1rem 0; }
+.gallery.wide { grid-template-columns: minmax(0, 1fr); } .wide figure { overflow-x: auto; } .wide figure img { min-width: 48rem; }
+.wide figcaption { position: sticky; left: 0; }
 .beside { display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }
 .beside > .scroll { flex: 0 1 auto; } .beside > .gallery { flex: 1 1 20rem; grid-template-columns: minmax(0, 30rem); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["SCHEMA_VERSION", "Layout"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

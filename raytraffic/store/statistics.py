@@ -4,6 +4,7 @@ reference  q = 99.99th percentile of all training entries, dead cells included (
 profile    p[weekday, slot] = mean over live cells of x / mean(x), shrunk to the slot's mean over days with n / (n + SHRINK)
            where n days were seen, 1 where nothing is known, divided by its own mean
 level      median over live cells of their mean
+modes, persistence   how cells vary about that mean week: raytraffic.store.variation
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from raytraffic.files import Location
 from raytraffic.store.index import StoreIndex
 from raytraffic.store.layout import Layout
 from raytraffic.store.shards import decode_series
+from raytraffic.store.variation import Variation
 
 __all__ = ["CityStatistics", "Statistics", "city_statistics", "clock"]
 
@@ -36,6 +38,8 @@ class CityStatistics:
     reference, level   one a service; profile[weekday][slot] has mean 1; live_share of the measured cells ever carried traffic;
     users_reference    the users' 99.99th percentile, None where users were never measured
     entries            training entries that were measured
+    modes              modes[slot] (MODES,) and persistence (1 + len(HOURS),) of raytraffic.kriging, over all services; the latter
+                       is empty where no cell was measured for two days
     """
 
     reference: tuple[float, ...]
@@ -44,6 +48,8 @@ class CityStatistics:
     live_share: float
     users_reference: float | None
     entries: int
+    modes: tuple[tuple[float, ...], ...]
+    persistence: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -52,8 +58,9 @@ class CityStatistics:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CityStatistics:
         """The inverse of `to_json`."""
-        lists = {"reference": tuple(fields["reference"]), "level": tuple(fields["level"])}
-        return cls(**{**fields, **lists, "profile": tuple(tuple(day) for day in fields["profile"])})
+        lists = {name: tuple(fields[name]) for name in ("reference", "level", "persistence")}
+        tables = {name: tuple(tuple(row) for row in fields[name]) for name in ("profile", "modes")}
+        return cls(**{**fields, **lists, **tables})
 
 
 #: Per city; None where a city has no training part, so that nothing may be measured there.
@@ -70,18 +77,26 @@ def city_statistics(
 ) -> dict[str, CityStatistics | None]:
     """One city's statistics, by name, over the training steps `ranges[name]` (n, 2) of every run of the index.
 
-    None where no training entry was measured; one pass over the city's shards.
+    None where no training entry was measured; two passes over the city's shards, because cells vary about the week that the first
+    one measures.
     """
     rows = index.rows_of(city)
     step = int(index.step_minutes[rows[0]])
     found = {name: _Measured(step, _most_entries(index, train, rows, layout)) for name, train in ranges.items()}
-    for first_row, traffic, users in _read_series(out, index, rows, layout):
-        for name, measured in found.items():
-            low, high = ranges[name][first_row]
-            if low < high:
-                minute = index.start_minute[first_row] + np.arange(low, high) * measured.step_minutes
-                measured.add(traffic[:, low:high], users[low:high], minute)
-    return {name: measured.result() for name, measured in found.items()}
+
+    def parts() -> Iterator[tuple[str, NDArray, NDArray, _Ints]]:
+        for first_row, traffic, users in _read_series(out, index, rows, layout):
+            for name in found:
+                low, high = ranges[name][first_row]
+                if low < high:
+                    yield name, traffic[:, low:high], users[low:high], index.start_minute[first_row] + np.arange(low, high) * step
+
+    for name, traffic, users, minute in parts():
+        found[name].add(traffic, users, minute)
+    varied = {name: Variation(step, measured.profile()) for name, measured in found.items()}
+    for name, traffic, _, minute in parts():
+        varied[name].add(traffic, *clock(minute, step))
+    return {name: measured.result(varied[name]) for name, measured in found.items()}
 
 
 def _most_entries(index: StoreIndex, train: _Ints, rows: _Ints, layout: Layout) -> int:
@@ -144,7 +159,7 @@ class _Measured:
         np.add.at(self.count, at, live.sum(axis=(1, 2)))
         self.seen.update(minute[live.any(axis=(1, 2))].tolist())
 
-    def result(self) -> CityStatistics | None:
+    def result(self, variation: Variation) -> CityStatistics | None:
         """The statistics; None when nothing was measured."""
         entries = sum(top.count for top in self.top)
         if not entries:
@@ -154,13 +169,15 @@ class _Measured:
         return CityStatistics(
             reference=tuple(top.percentile() for top in self.top),
             level=tuple(float(np.median(mean[alive])) if alive.any() else 0.0 for mean, alive in zip(means, live, strict=True)),
-            profile=tuple(tuple(day) for day in self._profile().tolist()),
+            profile=tuple(tuple(day) for day in self.profile().tolist()),
             live_share=float(live.sum() / np.isfinite(means).sum()),
             users_reference=self.users.percentile() if self.users.count else None,
             entries=entries,
+            modes=tuple(tuple(slot) for slot in variation.modes().tolist()),
+            persistence=tuple(value for value in variation.persistence().tolist() if np.isfinite(value)),
         )
 
-    def _profile(self) -> _Floats:
+    def profile(self) -> _Floats:
         """(7, slots)."""
         total, count = self.total.reshape(7, -1), self.count.reshape(7, -1)
         slot, weekday = clock(np.fromiter(self.seen, np.int64, len(self.seen)), self.step_minutes)

@@ -11,7 +11,7 @@ from raytraffic.windows.cut import Columns
 
 __all__ = ["to_batch"]
 
-_CONTEXTS = ("users", "poi", "profile", "reference")
+_CONTEXTS = ("users", "poi", "profile", "reference", "modes", "persistence")
 
 
 def to_batch(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raytraffic.kriging import HOURS, MODES
 from raytraffic.randomness import fold_numpy
 from raytraffic.store import Statistics, Store
 from raytraffic.store.shards import Run, decode
@@ -93,7 +94,7 @@ def cut_windows(
     traffic (n, c, t, s) and users (n, t, s) float32, NaN where nothing was measured (a window may reach past its series' end);
     poi (n, k, s) in the reader's categories, 0 where a city does not know one; xy (n, s, 2) metres or NaN;
     clock (n, t, 2) slot of day and weekday; step_minutes, key, city (code of `index.cities`), row, start (n,);
-    profile (n, t) and reference (n, c) of the city, 1 and NaN where `statistics` know nothing of it.
+    profile (n, t), reference (n, c), modes (n, t, k) and persistence (n, p) of the city, 1 and NaN where `statistics` know nothing of it.
 
     Raises ValueError for a window longer than the runs' overlap, or a start outside its run's core.
     """
@@ -113,14 +114,12 @@ def cut_windows(
     begin = index.start_minute[rows] + offset * step_minutes
     minute = begin[:, None] + np.arange(window + horizon) * step_minutes[:, None]
     slot, weekday = clock(minute, step_minutes[:, None])
-    profile, reference = _measured(store, index.city[rows], slot, weekday, statistics or {})
     return {
         **_entries(reader, rows, offset, window, horizon),
         "clock": np.stack((slot, weekday), axis=-1),
         "step_minutes": step_minutes,
         "key": fold_numpy(index.key[rows], begin),
-        "profile": profile,
-        "reference": reference,
+        **_measured(store, index.city[rows], slot, weekday, statistics or {}),
         "city": index.city[rows].astype(np.int32),
         "row": rows,
         "start": starts,
@@ -151,16 +150,21 @@ def _entries(reader: RunReader, rows: _Ints, offset: _Ints, window: int, horizon
     return {"traffic": traffic, "users": users, "poi": poi, "xy": xy}
 
 
-def _measured(
-    store: Store, city: _Ints, slot: _Ints, weekday: _Ints, statistics: Statistics
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Profile (n, t) and reference (n, c) of each window's city."""
-    profile = np.ones(slot.shape, dtype=np.float32)
-    reference = np.full((len(city), len(store.services)), np.nan, dtype=np.float32)
+def _measured(store: Store, city: _Ints, slot: _Ints, weekday: _Ints, statistics: Statistics) -> Columns:
+    """Profile (n, t), reference (n, c), modes (n, t, MODES) and persistence (n, p) of each window's city."""
+    n = len(city)
+    found = {
+        "profile": np.ones(slot.shape, dtype=np.float32),
+        "reference": np.full((n, len(store.services)), np.nan, dtype=np.float32),
+        "modes": np.full((*slot.shape, MODES), np.nan, dtype=np.float32),
+        "persistence": np.full((n, 1 + len(HOURS)), np.nan, dtype=np.float32),
+    }
     for code in np.unique(city):
         known = statistics.get(store.index.cities[code])
         if known is not None:
             mine = city == code
-            profile[mine] = np.array(known.profile, dtype=np.float32)[weekday[mine], slot[mine]]
-            reference[mine] = known.reference
-    return profile, reference
+            found["profile"][mine] = np.array(known.profile, dtype=np.float32)[weekday[mine], slot[mine]]
+            found["reference"][mine] = known.reference
+            found["modes"][mine] = np.array(known.modes, dtype=np.float32)[slot[mine]]
+            found["persistence"][mine] = known.persistence or np.nan
+    return found

@@ -132,6 +132,9 @@ def test_cities_are_forgotten_by_share_and_wholly() -> None:
     assert bool((forgotten.context["profile"][lost] == 1).all())
     assert torch.equal(forgotten.context["profile"][~lost], batch.context["profile"][~lost])
     assert torch.equal(forgotten.context["reference"][~lost], batch.context["reference"][~lost])
+    for name in ("modes", "persistence"):
+        assert bool(forgotten.context[name][lost].isnan().all())
+        assert torch.equal(forgotten.context[name][~lost], batch.context[name][~lost])
     for name in ("users", "poi"):
         assert torch.equal(forgotten.context[name].nan_to_num(-1), batch.context[name].nan_to_num(-1))
     assert torch.equal(forgotten.traffic.nan_to_num(-1), batch.traffic.nan_to_num(-1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raytraffic.kriging import krige, variation
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, Task, mask
 from raytraffic.models.uomo.entries import EntryNetwork, entry_features
 from raytraffic.scaling import Scaling
@@ -20,6 +21,7 @@ PRIOR = 2.0
 LATEST, SEASONAL, FOUND, LEAD, LIVE_SHARE, HISTORY = slice(0, 4), 5, 6, 10, 13, 14
 SILENT = 18
 PAST, PAST_WEIGHT, FUTURE, FUTURE_WEIGHT = slice(19, 22), slice(22, 25), slice(25, 28), slice(28, 31)
+KRIGED = slice(37, 42)
 HALF_LIVES = (0.5, 3.0, 12.0)
 
 
@@ -150,7 +152,7 @@ def test_a_new_network_answers_with_nothing_and_a_moved_one_only_where_asked() -
     scale = Scaling().fit(batch)
     tau = torch.randn(4, 64, 5)
     poi = torch.rand(4, 64, 16, 3)
-    network = EntryNetwork(8, 5, 3, 0.0)
+    network = EntryNetwork(8, 5, 3)
     for layer in (network.layers[-1], network.poi):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
@@ -162,3 +164,19 @@ def test_a_new_network_answers_with_nothing_and_a_moved_one_only_where_asked() -
     asked = ~batch.known & ~scale.dead
     assert not bool(answers[~asked].any()) and bool((answers[asked] != 0).any(dim=-1).all())
     assert not bool(asked[..., DEAD].any()) and bool(asked[..., ABSENT].all())
+
+
+def test_the_last_features_are_what_kriging_says() -> None:
+    batch = mask(seasonal_batch(), SHORT)
+    scale = Scaling().fit(batch)
+    features = entry_features(batch.visible(), scale)[..., KRIGED]
+    cells = (batch.visible().traffic > 0).any(2, keepdim=True)
+    known = batch.known & cells
+    residual = torch.asinh(batch.traffic.nan_to_num() / scale.level) - scale.prior
+    mean, deviation = krige(residual, known, *variation(batch), batch.step_minutes)
+    live = cells.expand_as(batch.known)
+    torch.testing.assert_close(features[..., 0][live], (mean / scale.spread).clamp(-6, 6)[live], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features[..., 1][live], (deviation / scale.spread).clamp(1e-3, 6)[live], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features[..., 3][live], torch.sinh(scale.prior + mean).clamp(max=20)[live], rtol=1e-4, atol=1e-4)
+    shared = (mean * cells).sum(3, keepdim=True) / (cells.sum(3, keepdim=True) + 1)
+    torch.testing.assert_close(features[..., 4], (shared / scale.spread).clamp(-6, 6), rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from raytraffic.types import Scale, TrafficBatch
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
 GLOBAL = Scaling(kind="global", prior="none")
-KINDS = [Scaling(), Scaling(prior="none"), GLOBAL]
+KINDS = [Scaling(), Scaling(prior="none"), Scaling(prior="fourier"), GLOBAL]
 LIVE = [i for i in range(16) if i not in (DEAD, ABSENT)]
 
 
@@ -236,3 +236,34 @@ def test_one_faulty_measurement_moves_level_and_spread_a_little() -> None:
     rare = torch.zeros_like(traffic)
     rare[0, 0, ::8] = traffic[0, 0, ::8]
     assert torch.equal(Scaling().fit(batch_of(rare, known)).level, rare.sum(2, keepdim=True) / 24), "bursts of a quiet cell are its traffic"
+
+
+def test_a_fourier_prior_continues_the_daily_rhythm_of_the_known_entries() -> None:
+    day = 2 * math.pi * torch.arange(96) / 24
+    course = 100 * (1 + 0.5 * torch.cos(day - 1.0) + 0.2 * torch.sin(2 * day))
+    traffic = course[None, None, :, None].expand(1, 1, 96, 2).clone()
+    known = torch.zeros(1, 1, 96, 2, dtype=torch.bool)
+    known[:, :, :48, 0] = True
+    batch = batch_of(traffic, known)
+    scale = Scaling(prior="fourier").fit(batch)
+    continued = torch.sinh(scale.prior[0, 0, 48:, 0]) * scale.level[0, 0, :, 0]
+    # Two entries' worth of doubt against 24 of evidence in each harmonic leave 8 % of the swing.
+    assert bool(((continued - course[48:]).abs() <= 0.1 * 70).all())
+    assert bool((continued - course[48:]).abs().max() < (course[48:] - 100).abs().max() / 4)
+    # A cell of which nothing is known has no rhythm: its prior is its level.
+    torch.testing.assert_close(torch.sinh(scale.prior[0, 0, :, 1]), torch.ones(96))
+
+
+def test_the_size_of_an_entry_is_its_share_of_the_city_s_reference() -> None:
+    """A busy place weighs more than a quiet one, whatever the rest of its window carries."""
+    traffic = torch.full((2, 1, 24, 2), 10.0)
+    traffic[1] *= 8
+    known = torch.ones_like(traffic, dtype=torch.bool)
+    known[:, :, 12:] = False
+    with_reference = batch_of(traffic, known, {"reference": torch.full((2, 1), 400.0)})
+    size = Scaling().fit(with_reference).size(with_reference)
+    torch.testing.assert_close(size[1] / size[0], torch.full_like(size[0], 8.0))
+    without = batch_of(traffic, known, {"reference": torch.full((2, 1), torch.nan)})
+    alone = Scaling().fit(without).size(without)
+    torch.testing.assert_close(alone[1], alone[0])
+    torch.testing.assert_close(alone[0] * 10 / 20, size[0])  # a twentieth of the reference is 20, the window's mean 10

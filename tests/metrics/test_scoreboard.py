@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raytraffic.masks import GENERATION, LONG, RANDOM, mask
 from raytraffic.metrics.calibration import coverage
-from raytraffic.metrics.distribution import crps, jsd
+from raytraffic.metrics.distribution import crps, energy_score, jsd
 from raytraffic.metrics.point import mae, rmse
 from raytraffic.metrics.scoreboard import KEYS, Scoreboard
 from raytraffic.metrics.scores import Scores
@@ -45,10 +45,13 @@ def test_scores_are_the_functions_of_the_same_entries() -> None:
     scores = Scores()
     scores.update(batch.traffic, draws, batch.hidden, scale)
     truth, unit = batch.traffic / scale, draws / scale[:, None]
+    debiased = ((unit.mean(1) - truth)[batch.hidden] ** 2 - unit.var(1)[batch.hidden] / unit.shape[1]).mean()
     expected = {
         "rmse": rmse(truth, unit.mean(1), batch.hidden),
+        "rmse_debiased": debiased.clamp(min=0).sqrt(),
         "mae": mae(truth, unit.quantile(0.5, dim=1), batch.hidden),
         "crps": crps(truth, unit, batch.hidden),
+        "energy": energy_score(truth, unit, batch.hidden).nanmean(),
         "jsd": jsd(truth, unit, batch.hidden),
         "coverage50": coverage(truth, unit, batch.hidden, 0.5),
         "coverage80": coverage(truth, unit, batch.hidden, 0.8),
@@ -57,6 +60,7 @@ def test_scores_are_the_functions_of_the_same_entries() -> None:
     # 2e-4: dividing in float32 before or in float64 after may move a value over the edge of a bin
     assert scores.result() == pytest.approx({name: value.item() for name, value in expected.items()}, rel=2e-4)
     assert scores.entries == int(batch.hidden.sum()) and scores.windows == 4
+    assert scores.cells == int(batch.hidden.any(dim=2).sum())
 
 
 @given(cut=st.integers(1, 5), seed=st.integers(0, 100))
@@ -87,6 +91,8 @@ def test_live_leaves_out_dead_cells_and_all_has_them() -> None:
     # a dead cell is forecast without any error, so it dilutes
     assert live["mae"] * live["entries"] == pytest.approx(everything["mae"] * everything["entries"], rel=1e-12)
     assert live["mae"] > everything["mae"]
+    assert (everything["cells"], live["cells"]) == (2 * 15, 2 * 14)
+    assert live["energy"] * live["cells"] == pytest.approx(everything["energy"] * everything["cells"], rel=1e-12)
 
 
 def test_a_cell_that_is_zero_only_where_hidden_is_live() -> None:
@@ -112,7 +118,7 @@ def test_the_unit_scale_divides_by_the_reference_without_clipping_errors() -> No
     board = board_of(small, forecast, ["a"])
     scaled, physical = (row(board, population="all", unit=u) for u in ("[0,1]", "physical"))
     reference = float(small.context["reference"])
-    for name in ("rmse", "mae", "crps"):
+    for name in ("rmse", "mae", "crps", "energy"):
         assert scaled[name] * reference == pytest.approx(physical[name], rel=1e-9)
     assert scaled["coverage80"] == physical["coverage80"]
     assert math.isnan(physical["jsd"]) and not math.isnan(scaled["jsd"])
@@ -131,6 +137,14 @@ def test_without_a_reference_there_are_only_physical_rows() -> None:
     assert {r["unit"] for r in board_of(bare, noisy(bare), ["a", "b"]).rows()} == {"physical"}
     half = replace(batch, context={"reference": torch.tensor([[torch.nan], [3.0]])})
     assert [r["city"] for r in board_of(half, noisy(half), ["a", "b"]).rows() if r["unit"] == "[0,1]"] == ["b", "b"]
+
+
+def test_the_energy_of_a_forecast_without_distribution_is_the_distance_of_each_cell_s_course() -> None:
+    batch = mask(seasonal_batch(2), RANDOM)
+    one = Forecast(draws=noisy(batch).draws[:, :1], known=batch.known)
+    error = torch.where(batch.hidden, one.draws[:, 0] - batch.traffic, torch.zeros_like(batch.traffic)).double()
+    distance = error.norm(dim=2)[batch.hidden.any(dim=2)]
+    assert row(board_of(batch, one, ["a", "a"]), population="all", unit="physical")["energy"] == pytest.approx(distance.mean().item())
 
 
 def test_coverage_counts_only_forecasts_of_enough_draws() -> None:

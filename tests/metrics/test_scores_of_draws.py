@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from raytraffic.metrics.calibration import coverage, pit_histogram
 from raytraffic.metrics.distribution import crps, energy_score, jsd
 from raytraffic.metrics.point import mae, rmse
+from raytraffic.metrics.scores import Scores
 
 
 def case(b: int = 5, n: int = 7, entries: int = 11, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,18 +45,42 @@ def test_fair_crps_is_the_oracle_s(n: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_fair_energy_score_is_the_oracle_s(n: int) -> None:
-    truth, draws, where = case(n=n)
+def test_fair_energy_score_of_every_cell_s_course_is_the_oracle_s(n: int) -> None:
+    """(b, c, t, s) = (3, 2, 11, 5), the oracle one cell at a time; a cell without scored slots has no score."""
+    truth, draws, where = (value.unflatten(-1, (2, 11, 5)) for value in case(b=3, n=n, entries=110))
+    where[1, 0, :, 2] = False
     got = energy_score(truth, draws, where)
-    for i in range(len(truth)):
-        x, y = draws[i][:, where[i]].double().numpy(), truth[i][where[i]].double().numpy()
-        assert got[i].item() == pytest.approx(float(scoringrules.es_ensemble(y, x, estimator="fair")), rel=1e-10)
+    assert got.shape == (3, 2, 5) and got.isnan().nonzero().tolist() == [[1, 0, 2]]
+    for i, c, s in got.isfinite().nonzero().tolist():
+        slots = where[i, c, :, s]
+        x, y = draws[i, :, c, slots, s].double().numpy(), truth[i, c, slots, s].double().numpy()
+        assert got[i, c, s].item() == pytest.approx(float(scoringrules.es_ensemble(y, x, estimator="fair")), rel=1e-10)
 
 
-def test_energy_score_of_one_entry_is_its_crps() -> None:
-    truth, draws, _ = case(entries=1)
+def test_energy_score_of_one_slot_is_its_crps_and_of_one_draw_the_distance() -> None:
+    truth, draws, where = case()
+    one = energy_score(truth[:, None], draws[:, :, None], where[:, None])
+    assert one.nanmean().item() == pytest.approx(crps(truth, draws, where).item(), rel=1e-12)
+    course = energy_score(torch.zeros(1, 3, 1), torch.tensor([[[[3.0], [7.0], [4.0]]]]), torch.tensor([[[True], [False], [True]]]))
+    assert course.tolist() == [[5.0]]
+
+
+def test_energy_score_of_nothing_is_of_no_cell() -> None:
+    truth, draws, where = case()
+    assert energy_score(truth[..., None], draws[..., None], torch.zeros_like(where)[..., None]).isnan().all()
+
+
+def test_draws_of_the_right_marginals_but_shuffled_slots_have_a_higher_energy_score_and_the_same_crps() -> None:
+    """Every course is one level plus a little noise; shuffling the draws at each slot keeps all marginals and loses the level."""
+    generator = torch.Generator().manual_seed(4)
+    level = torch.randn(1, 33, 1, 500, generator=generator)
+    courses = level + 0.1 * torch.randn(1, 33, 24, 500, generator=generator)
+    truth, draws = courses[:, 0], courses[:, 1:]
+    shuffled = draws.gather(1, torch.rand(draws.shape, generator=generator).argsort(dim=1))
     where = torch.ones_like(truth, dtype=torch.bool)
-    assert energy_score(truth, draws, where).mean().item() == pytest.approx(crps(truth, draws, where).item(), rel=1e-12)
+    assert crps(truth, shuffled, where).item() == pytest.approx(crps(truth, draws, where).item(), rel=1e-6)  # float32 sums
+    loss = energy_score(truth, shuffled, where) - energy_score(truth, draws, where)
+    assert loss.mean() > 4 * loss.std() / math.sqrt(500)
 
 
 def test_crps_of_gaussian_draws_tends_to_the_closed_form_for_any_number_of_draws() -> None:
@@ -132,3 +157,22 @@ def test_bad_input_is_named() -> None:
         rmse(truth, draws[:, 0], where.float())
     with pytest.raises(ValueError, match=r"draws: shape \(5, 7, 10\)"):
         crps(truth, draws[..., :10], where)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_the_debiased_rmse_is_that_of_the_distribution_s_mean_whatever_the_number_of_draws(n: int) -> None:
+    """Draws of N(1, 2^2) for a truth of 0: the mean is 1 off, the mean of n draws sqrt(1 + 4 / n)."""
+    generator = torch.Generator().manual_seed(0)
+    truth, where = torch.zeros(1, 1, 200_000, 1), torch.ones(1, 1, 200_000, 1, dtype=torch.bool)
+    scores = Scores()
+    scores.update(truth, 1 + 2 * torch.randn(1, n, 1, 200_000, 1, generator=generator), where)
+    found = scores.result()
+    assert found["rmse_debiased"] == pytest.approx(1.0, rel=0.02)
+    assert found["rmse"] == pytest.approx(math.sqrt(1 + 4 / n), rel=0.02)
+
+
+def test_a_forecast_without_distribution_has_nothing_to_debias() -> None:
+    truth, draws, where = (value.unflatten(-1, (1, 11, 10)) for value in case(n=1, entries=110))
+    scores = Scores()
+    scores.update(truth, draws, where)
+    assert scores.result()["rmse_debiased"] == scores.result()["rmse"]

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from raytraffic.metrics.breakdown import AXES
 from raytraffic.report.evaluation import CityMap, ForecastExample, evaluation_report
 from raytraffic.report.html import Column, Folded, Gallery, Group, Picture, Section, Table, Text, write_report
-from raytraffic.report.plots import fan, metric_bars, picture
+from raytraffic.report.plots import coverage_lines, fan, metric_bars, picture
 
 HOSTILE = "$\\no$<script>alert('x')</script><img src=\"http://evil/\" onerror=x>&\"'"
 
@@ -43,7 +44,15 @@ class Page(HTMLParser):
 
 def row(model: str, crps: float, *, city: str = "a", task: str = "short", population: str = "live", unit: str = "[0,1]") -> dict[str, Any]:
     keys = {"model": model, "city": city, "split": "time", "task": task, "population": population, "unit": unit}
-    return {**keys, "rmse": 2 * crps, "mae": crps, "crps": crps, "jsd": 0.1, "coverage80": 0.8, "entries": 1234, "windows": 5}
+    figures = {"rmse": 2 * crps, "mae": crps, "crps": crps, "energy": 4 * crps, "jsd": 0.1, "coverage80": 0.8}
+    return {**keys, **figures, "entries": 1234, "cells": 40, "windows": 5}
+
+
+def broken_down(model: str, coverage: float, *, city: str = "a", task: str = "short", crps: float = 0.1, entries: int = 200) -> list[Any]:
+    """Rows of every bin of every axis."""
+    keys = {"model": model, "city": city, "split": "time", "task": task}
+    figures = {"entries": entries, "coverage80": coverage, "crps": crps, "mae": crps}
+    return [{**keys, "axis": axis, "bin": name, **figures} for axis, bins in AXES.items() for name in bins]
 
 
 def example(**changes: Any) -> ForecastExample:
@@ -63,7 +72,8 @@ def test_no_text_can_inject_markup_and_nothing_is_loaded(tmp_path: Path) -> None
     hostile = example(city=HOSTILE, site=HOSTILE, task=HOSTILE, unit="<MB>")
     city = CityMap(city=HOSTILE, time=datetime(2026, 1, 1), forecast=np.ones((2, 3)), truth=None, unit="<MB>")
     rows = [row(HOSTILE, 0.1, city=HOSTILE, task=HOSTILE), row("rule" + HOSTILE, 0.2, city=HOSTILE, task=HOSTILE)]
-    evaluation_report(rows, [hostile], tmp_path / "r.html", model=HOSTILE, maps=[city], title=HOSTILE)
+    parts = broken_down(HOSTILE, 0.8, city=HOSTILE, task=HOSTILE)
+    evaluation_report(rows, [hostile], tmp_path / "r.html", model=HOSTILE, breakdown=parts, maps=[city], title=HOSTILE)
     page = read(tmp_path / "r.html")
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "embed", "link", "base", "form"})
     assert all((image["src"] or "").startswith("data:image/svg+xml;base64,") for image in page.all("img"))
@@ -156,9 +166,51 @@ def test_the_same_input_is_the_same_file_and_leaves_matplotlib_as_it_was(tmp_pat
     settings = dict(mpl.rcParams)
     city = CityMap(city="c", time=datetime(2026, 1, 1), forecast=np.eye(3), truth=np.full((3, 3), np.nan), unit="MB")
     for name in ("a.html", "b.html"):
-        evaluation_report([row("m", 0.1)], [example()], tmp_path / name, model="m", maps=[city])
+        parts = broken_down("m", 0.7)
+        evaluation_report([row("m", 0.1)], [example()], tmp_path / name, model="m", breakdown=parts, maps=[city])
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert dict(mpl.rcParams) == settings
+
+
+def coverage_of(tmp_path: Path, breakdown: list[Any]) -> list[str]:
+    """What the pictures of the section say over all live cells, one a task."""
+    evaluation_report([row("m", 0.1), row("m", 0.1, task="long")], [], tmp_path / "r.html", model="m", breakdown=breakdown)
+    alts = [image["alt"] or "" for image in read(tmp_path / "r.html").all("img")]
+    return [alt.partition("all live cells: ")[2] for alt in alts if "all live cells" in alt]
+
+
+def test_intervals_are_shown_beside_the_best_two_rivals_that_have_any(tmp_path: Path) -> None:
+    nan = float("nan")
+    rivals = [*broken_down("worst", 0.6, crps=0.4), *broken_down("good", 0.7, crps=0.2), *broken_down("fair", 0.9, crps=0.3)]
+    assert coverage_of(tmp_path, [*rivals, *broken_down("m", 0.75), *broken_down("rule", nan, crps=0.01)]) == [
+        "m 0.75; good 0.70; fair 0.90."
+    ]
+    assert "Where the intervals hold" in read(tmp_path / "r.html").text
+    assert coverage_of(tmp_path, [*broken_down("m", 0.85, task="long"), *broken_down("m", 0.75)]) == ["m 0.75.", "m 0.85."]
+
+
+def test_cities_are_pooled_by_their_entries_and_too_few_are_not_shown(tmp_path: Path) -> None:
+    both = [*broken_down("m", 0.9, entries=300), *broken_down("m", 0.5, city="b", entries=100)]
+    assert coverage_of(tmp_path, both) == ["m 0.80."]
+    assert coverage_of(tmp_path, broken_down("m", 0.9, entries=14)) == []
+
+
+def test_a_model_without_intervals_has_no_section_on_them(tmp_path: Path) -> None:
+    assert coverage_of(tmp_path, [*broken_down("m", float("nan")), *broken_down("other", 0.8)]) == []
+    assert "Where the intervals hold" not in read(tmp_path / "r.html").text
+
+
+def test_coverage_is_drawn_with_the_nominal_level_and_gaps_where_there_is_none() -> None:
+    ax = Figure().subplots()
+    lines = {"m": [0.9, float("nan"), 0.7], "x" * 40: [0.5, 0.6, 0.7]}
+    coverage_lines(ax, ["up to 1", "1-3", "0.01-0.03"], lines, level=0.8, bottom=0.5, label="hours")
+    drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in ax.lines}
+    assert np.isnan(drawn["m"][1]) and drawn["m"][[0, 2]].tolist() == [0.9, 0.7] and set(drawn["80%, as it should be"]) == {0.8}
+    assert max(len(name) for name in drawn) <= 28 and ax.get_ylim()[0] == 0.5
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["up to\n1", "1-3", "0.01-\n0.03"]
+    hours = Figure().subplots()
+    coverage_lines(hours, AXES["hour"], {"m": [0.8] * 24}, level=0.8, bottom=0.6, label="hour")
+    assert [tick.get_text() for tick in hours.get_xticklabels()] == ["00", "03", "06", "09", "12", "15", "18", "21"]
 
 
 def drawn_fan(**changes: Any) -> Any:

@@ -32,7 +32,7 @@ def test_the_manifest_says_what_is_inside(tmp_path: Path) -> None:
     alpha = [tiled_city(period="train"), tiled_city(period="val", places=("p1",), steps=40)]
     store = prepared(tmp_path, [tiled_city("beta", users=False, poi=("zoo",), step_minutes=60)], alpha)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["base_token"] == [4, 4, 4]
     assert manifest["tile"] == [4, 4]
     assert list(store.index.cities) == ["alpha", "beta"] == sorted(manifest["cities"])
@@ -241,8 +241,8 @@ def test_a_damaged_store_says_what_is_damaged(tmp_path: Path) -> None:
         open_store(tmp_path).statistics("time")
 
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(ValueError, match="schema_version 99, expected 1"):
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    with pytest.raises(ValueError, match="schema_version 99, expected 2"):
         open_store(tmp_path)
     manifest.write_text("{")
     with pytest.raises(ValueError, match="not a store's manifest"):

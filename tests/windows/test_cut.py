@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,8 @@ def test_columns_have_fixed_types(store: Store) -> None:
         "key": ((3,), "int64"),
         "profile": ((3, 8), "float32"),
         "reference": ((3, 1), "float32"),
+        "modes": ((3, 8, 8), "float32"),
+        "persistence": ((3, 5), "float32"),
         "city": ((3,), "int32"),
         "row": ((3,), "int64"),
         "start": ((3,), "int64"),
@@ -101,10 +104,17 @@ def test_columns_have_fixed_types(store: Store) -> None:
     }
 
 
-def test_profile_and_reference_come_from_the_statistics(store: Store) -> None:
-    profile = np.arange(7 * 48).reshape(7, 48)
+def test_what_is_measured_of_a_city_comes_from_the_statistics(store: Store) -> None:
+    profile, modes = np.arange(7 * 48).reshape(7, 48), np.arange(48 * 8).reshape(48, 8)
     known = CityStatistics(
-        reference=(123.0,), level=(1.0,), profile=tuple(map(tuple, profile.tolist())), live_share=1.0, users_reference=None, entries=1
+        reference=(123.0,),
+        level=(1.0,),
+        profile=tuple(map(tuple, profile.tolist())),
+        live_share=1.0,
+        users_reference=None,
+        entries=1,
+        modes=tuple(map(tuple, modes.tolist())),
+        persistence=(1.0, 2.0, 3.0, 4.0, 5.0),
     )
     rows = np.array([row_of(store, "beta", "x", 0), row_of(store, "alpha", "y", 40)])
     columns = cut_windows(RunReader(store), rows, np.array([0, 40]), 8, {"alpha": known, "beta": None})
@@ -112,6 +122,11 @@ def test_profile_and_reference_come_from_the_statistics(store: Store) -> None:
     assert np.array_equal(columns["profile"], [np.ones(8), profile[weekday, slot]])
     assert np.isnan(columns["reference"][0, 0])
     assert columns["reference"][1, 0] == 123.0
+    assert np.isnan(columns["modes"][0]).all() and np.isnan(columns["persistence"][0]).all()
+    assert np.array_equal(columns["modes"][1], modes[slot])
+    assert columns["persistence"][1].tolist() == [1, 2, 3, 4, 5]
+    short = cut_windows(RunReader(store), rows, np.array([0, 40]), 8, {"alpha": replace(known, persistence=()), "beta": None})
+    assert np.isnan(short["persistence"]).all() and np.array_equal(short["modes"][1], modes[slot])
 
 
 def test_wrong_windows_are_refused(store: Store) -> None:
@@ -181,7 +196,7 @@ def test_batches_keep_what_was_not_measured(store: Store) -> None:
     assert torch.equal(batch.known, batch.measured)
     assert batch.space.grid == (4, 4)
     assert batch.space.xy is not None
-    assert set(batch.context) == {"users", "poi", "profile", "reference"}
+    assert set(batch.context) == {"users", "poi", "profile", "reference", "modes", "persistence"}
     assert torch.isnan(batch.context["users"][1]).all()
     assert not torch.isnan(batch.context["users"][0, :, 0]).any()
     assert torch.isnan(batch.context["reference"]).all()

@@ -71,6 +71,7 @@ def test_with_nothing_measured_every_city_is_new(store: Store) -> None:
     rows, starts = windows.evaluation("test", SHORT, 5)
     columns = windows.cut(rows, starts)
     assert len(rows) and (columns["profile"] == 1).all() and np.isnan(columns["reference"]).all()
+    assert np.isnan(columns["modes"]).all() and np.isnan(columns["persistence"]).all()
     whole = Windows(store, "time", 8)
     for ours, theirs in zip((rows, starts), whole.evaluation("test", SHORT, 5), strict=True):
         assert np.array_equal(ours, theirs)

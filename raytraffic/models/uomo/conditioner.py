@@ -57,7 +57,7 @@ class UomoConditioner(nn.Module):
             self.poi_token = ZeroLinear(config.poi_features * volume, config.hidden)
         self.vector = nn.Sequential(nn.Linear(2 + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
         poi_features = config.poi_features if "poi" in self.contexts else 0
-        self.entries = EntryNetwork(config.entries, config.clock_features, poi_features, config.dropout) if config.entries else None
+        self.entries = EntryNetwork(config.entries, config.clock_features, poi_features) if config.entries else None
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """The batch with its static POI turned into the site embedding `env` (b, 1, s, d) of Eq. 8 (log counts)."""

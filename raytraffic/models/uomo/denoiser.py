@@ -26,7 +26,7 @@ class UomoDenoiser(nn.Module):
         width = config.services * config.token[0] * config.token[1] * config.token[2]
         self.token = nn.Linear(width, config.hidden)
         self.level = LevelEmbedding(config.hidden)
-        self.blocks = nn.ModuleList(AdaLNBlock(config.hidden, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(AdaLNBlock(config.hidden, config.heads, dropout=config.dropout) for _ in range(config.depth))
         self.output = AdaLNOutput(config.hidden, width)
 
     def forward(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor:

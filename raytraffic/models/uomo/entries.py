@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raytraffic.diffusion.priors import same_slot
+from raytraffic.kriging import krige, variation
 from raytraffic.marginals import NODES
 from raytraffic.nn.transformer import ZeroLinear
 from raytraffic.types import Scale, TrafficBatch
@@ -19,7 +20,7 @@ __all__ = ["EntryNetwork", "entry_features"]
 
 _HALF_LIVES = (0.5, 3.0, 12.0)  # hours of the moving averages
 _LATEST = 4  # known residuals that are told one by one
-_FEATURES = 14 + _LATEST + 1 + 6 * len(_HALF_LIVES)
+_FEATURES = 19 + _LATEST + 1 + 6 * len(_HALF_LIVES)
 _LARGEST = 6.0  # residuals beyond so many spreads say no more
 
 
@@ -29,7 +30,7 @@ class EntryNetwork(nn.Module):
     #: A perceptron takes larger steps than the transformer beside it, which the same rate lets diverge.
     learning_rate_scale = 4.0
 
-    def __init__(self, hidden: int, clock_features: int, poi_features: int, dropout: float) -> None:
+    def __init__(self, hidden: int, clock_features: int, poi_features: int) -> None:
         super().__init__()
         self.features = nn.Linear(_FEATURES + clock_features + 1, hidden)
         if poi_features:
@@ -38,10 +39,8 @@ class EntryNetwork(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Dropout(dropout),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Dropout(dropout),
             ZeroLinear(hidden, len(NODES)),
         )
 
@@ -61,7 +60,8 @@ class EntryNetwork(nn.Module):
 
 
 def entry_features(batch: TrafficBatch, scale: Scale) -> Tensor:
-    """(b, c, t, s, d) float32, d = 37: residuals of the cell at the same slot of another day and lately, of its tile, how sure they are."""
+    """(b, c, t, s, d) float32, d = 42: what the city's variation makes of the cell's residuals (kriging), these at the same slot of
+    another day and lately, those of its tile, and how sure they are."""
     known, t = batch.known, batch.shape[2]
     zero = torch.zeros_like(batch.traffic)
     total = torch.where(known, batch.traffic, zero).sum(2, keepdim=True)
@@ -102,7 +102,20 @@ def entry_features(batch: TrafficBatch, scale: Scale) -> Tensor:
     fields = [*latest, scale.prior, seasonal, found, around, tile, shape, lead, lately, *cell]
     single = torch.stack([field.float().expand(batch.shape) for field in fields], dim=-1)
     tile_lately = tile_lately.expand(*batch.shape, -1)
-    return torch.cat((single, past, past_weight.log1p(), future, future_weight.log1p(), since_other_day, tile_lately), dim=-1)
+    averages = (past, past_weight.log1p(), future, future_weight.log1p(), since_other_day, tile_lately)
+    return torch.cat((single, *averages, _kriged(batch, scale, live, known & history)), dim=-1)
+
+
+def _kriged(batch: TrafficBatch, scale: Scale, live: Tensor, known: Tensor) -> Tensor:
+    """(b, c, t, s, 5): the kriged residual, its standard deviation and the logarithm of that, its traffic over the cell's level, and
+    the mean kriged residual of the tile's live cells (not weighted by their levels, which would tell them: docs/decisions/0010)."""
+    mean, deviation = krige(scale.residual(batch.traffic) * scale.spread, known, *variation(batch), batch.step_minutes)
+    traffic = torch.sinh(scale.prior + mean).clamp(max=20.0)
+    cells = live.any(2, keepdim=True)
+    of_tile = (mean * cells).sum(3, keepdim=True) / (cells.sum(3, keepdim=True) + 1)
+    own, shared = ((value / scale.spread).clamp(-_LARGEST, _LARGEST) for value in (mean, of_tile))
+    deviation = (deviation / scale.spread).clamp(1e-3, _LARGEST)
+    return torch.stack((own, deviation, deviation.log(), traffic, shared), dim=-1)
 
 
 def _latest(residual: Tensor, known: Tensor) -> list[Tensor]:
