@@ -1,5 +1,7 @@
 """Which choices matter: the default mode with one choice changed at a time, each trained from scratch for the same number of steps.
 
+"default" has learned marginals over a seasonal prior; the rows of other priors, and of the global scale, are without them and their noise.
+
 python benchmarks/ablation.py --store STORE [--split place] [--steps 1500] [--rows default "no prior"] [--json figures.json]
 
 Steps cost about the same in every row but those of other tokens; seconds are printed beside. Figures are `<row>_<city>_<task>_crps`,
@@ -31,7 +33,8 @@ ROWS: dict[str, tuple[tuple[str, ...], dict[str, object], dict[str, object]]] = 
     "default": ((), {}, {}),
     "global scale": (_GLOBAL, {}, {}),
     "no prior": ((*_PLAIN, "forecaster.scaling.prior=none"), {}, {}),
-    "seasonal prior only": (_PLAIN, {}, {}),
+    "Fourier prior": ((*_PLAIN, "forecaster.scaling.prior=fourier"), {}, {}),
+    "seasonal prior": (_PLAIN, {}, {}),
     "white noise": (("forecaster.noise.hours=0", "forecaster.noise.share=0"), {}, {}),
     "epsilon target": (("forecaster.prediction=epsilon",), {}, {}),
     "sample target": (("forecaster.prediction=sample",), {}, {}),

@@ -36,11 +36,11 @@ class EntryNetwork(nn.Module):
         if poi_features:
             self.poi = ZeroLinear(poi_features, hidden)
         self.layers = nn.Sequential(
-            nn.SiLU(),
+            nn.ReLU(),
             nn.Linear(hidden, hidden),
-            nn.SiLU(),
+            nn.ReLU(),
             nn.Linear(hidden, hidden),
-            nn.SiLU(),
+            nn.ReLU(),
             ZeroLinear(hidden, len(NODES)),
         )
 
