@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from raytraffic.kriging import ALIVE, LOG_LEVEL, REACH, Nearness, cell_distance
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import TrafficBatch
 
@@ -73,11 +74,11 @@ def turn_tiles(batch: TrafficBatch, seeds: Tensor) -> TrafficBatch:
 def silence_cells(batch: TrafficBatch, seeds: Tensor, most: float) -> TrafficBatch:
     """In every window some cells carry nothing, neither traffic nor users: a share of them drawn evenly from [0, `most`].
 
-    Which cells of a tile are dead tells the place; how many are tells how likely another one is.
+    Which cells of a tile are dead tells the place; how many are, and how near, tells how likely another one is, so they lie together
+    as dead cells do.
     """
-    s = batch.shape[3]
     share = most * uniform(derive(seeds, 10), _STREAM, (1,))
-    silent = uniform(derive(seeds, 11), _STREAM, (s,)) < share
+    silent = torch.special.ndtr(_field(batch, derive(seeds, 11), ALIVE)) < share
     nothing = silent[:, None, None] & batch.measured
     context = dict(batch.context)
     if "users" in context:
@@ -88,12 +89,21 @@ def silence_cells(batch: TrafficBatch, seeds: Tensor, most: float) -> TrafficBat
 def jitter_levels(batch: TrafficBatch, seeds: Tensor, spread: float, share: float = 0.7) -> TrafficBatch:
     """In a `share` of the windows every cell's traffic times its own log-normal factor exp(spread * N(0, 1)).
 
-    The relative levels of a tile's cells are its fingerprint; a cell's own course in time stays what it was.
+    The relative levels of a tile's cells are its fingerprint; a cell's own course in time stays what it was. Factors of near cells are as
+    alike as their levels, of which a model is to learn how far they tell another one.
     """
-    s = batch.shape[3]
     jittered = uniform(derive(seeds, 4), _STREAM, ()) < share
-    factor = torch.exp(spread * normal(derive(seeds, 5), _STREAM, (1, 1, s)))
+    factor = torch.exp(spread * _field(batch, derive(seeds, 5), LOG_LEVEL))[:, None, None]
     return replace(batch, traffic=torch.where(jittered[:, None, None, None], batch.traffic * factor, batch.traffic))
+
+
+def _field(batch: TrafficBatch, seeds: Tensor, nearness: Nearness) -> Tensor:
+    """(b, s) standard normal numbers of every window's cells, near ones as alike as the two variances of `nearness` for cells say."""
+    together = nearness.near / (nearness.near + nearness.own)
+    distance = cell_distance(batch)
+    itself = torch.eye(distance.shape[-1], device=distance.device)
+    root = torch.linalg.cholesky(together * torch.exp(-distance / REACH) + (1 - together) * itself)
+    return torch.einsum("bij,bj->bi", root.expand(len(seeds), -1, -1), normal(seeds, _STREAM, (batch.shape[3],)))
 
 
 def shift_rhythm(batch: TrafficBatch, seeds: Tensor, spread: float) -> TrafficBatch:

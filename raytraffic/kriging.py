@@ -1,4 +1,6 @@
-r"""Kriging: the best linear guess at a cell's hidden entries from its known ones, given how the cells of its city vary.
+r"""Kriging: the best linear guess at what is hidden from what is known, in time and in space.
+
+In time, at a cell's hidden entries from its known ones, given how the cells of its city vary:
 
     r_t = phi_t' beta + l + sum_i e_i(t) + n_t,     beta ~ N(0, I),   l ~ N(0, LEVEL^2),   n white with variance v_0,
     e_i an Ornstein-Uhlenbeck process with variance v_i and time constant HOURS[i-1]
@@ -7,18 +9,37 @@ r is asinh traffic over its cell's level less that of the city's mean week. The 
 (offices from homes), the persistence v how a cell's deviations from its own day last; both are measured on a city's training part
 (raytraffic.store.variation). Known r give the hidden ones' mean and variance in closed form (simple kriging; Rasmussen and
 Williams 2006, Eq. 2.23-2.24). It is linear and takes all cells alike: what is left, a network learns (docs/decisions/0012).
+
+In space, at what a cell without history is like (its log-level, whether it carries traffic at all) from the other cells of its tile:
+
+    y_i = mean + u + w_i + n_i,   Var u = tile,   Cov(w_i, w_j) = near exp(-d_ij / REACH),   Var n = own,   d in cells
+
+with variances that are the same for all cities (docs/decisions/0013).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from raytraffic.types import TrafficBatch
 
-__all__ = ["HOURS", "MODES", "generic_modes", "krige", "variation"]
+__all__ = [
+    "ALIVE",
+    "HOURS",
+    "LOG_LEVEL",
+    "MODES",
+    "REACH",
+    "Nearness",
+    "between_cells",
+    "cell_distance",
+    "generic_modes",
+    "krige",
+    "variation",
+]
 
 MODES = 8
 #: Time constants of what persists, in hours.
@@ -29,6 +50,8 @@ LEVEL = 0.5
 _LARGEST, _LEAST_VARIANCE = 3.0, 1e-3
 #: A city of which nothing was measured: days swing in their first three harmonics, deviations last as in the cities that were.
 _HARMONICS = (0.45, 0.2, 0.1)
+#: Cells apart at which what neighbours have in common has fallen to 1 / e.
+REACH = 2.0
 _PERSISTENCE = (0.004, 0.009, 0.003, 0.002, 0.005)
 
 
@@ -90,3 +113,55 @@ def generic_modes(batch: TrafficBatch) -> Tensor:
     day = 2 * math.pi * batch.clock[..., 0] * batch.step_minutes[:, None] / 1440
     waves = [size * wave(order * day) for order, size in enumerate(_HARMONICS, start=1) for wave in (torch.cos, torch.sin)]
     return torch.stack(waves + [torch.zeros_like(day)] * (MODES - len(waves)), dim=-1)
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Variances of what the cells of a tile share, of what near ones share, and of what each has of its own."""
+
+    tile: float
+    near: float
+    own: float
+
+    @property
+    def of_a_cell(self) -> float:
+        """The variance of a cell of which nothing is known."""
+        return self.tile + self.near + self.own
+
+
+#: Of the logarithm of a live cell's level about its city's typical one.
+LOG_LEVEL = Nearness(tile=2.0, near=0.9, own=0.25)
+#: Of whether a cell carries traffic at all (0 or 1), up to a factor, which does not change the guess.
+ALIVE = Nearness(tile=0.15, near=0.6, own=0.2)
+
+
+def between_cells(value: Tensor, seen: Tensor, mean: Tensor, distance: Tensor, nearness: Nearness) -> tuple[Tensor, Tensor]:
+    """Kriged mean and variance (b, c, s) of every cell's value, from `value` (b, c, s) of the cells that are `seen`.
+
+    `mean` (b, c, 1) is that of the city, `distance` (b or 1, s, s) as of `cell_distance`.
+    """
+    covariance = (nearness.tile + nearness.near * torch.exp(-distance / REACH))[:, None]
+    known = seen.to(value.dtype)
+    gram = covariance * known[..., :, None] * known[..., None, :] + torch.diag_embed(nearness.own * known + (1 - known))
+    weights = torch.linalg.solve(gram, covariance * known[..., :, None]) * known[..., :, None]
+    guess = mean + torch.einsum("bci,bcij->bcj", torch.where(seen, value - mean, torch.zeros_like(value)), weights)
+    return guess, nearness.of_a_cell - (weights * covariance).sum(-2)
+
+
+def cell_distance(batch: TrafficBatch) -> Tensor:
+    """(b or 1, s, s) distances between the places of a batch, in cells of its grid or in distances to the nearest station; infinite
+    between places of unknown position."""
+    s, device = batch.shape[3], batch.traffic.device
+    if batch.space.grid is not None:
+        height, width = batch.space.grid
+        rows, columns = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+        places = torch.stack((rows.flatten(), columns.flatten()), dim=-1).float()[None]
+        return torch.cdist(places, places)
+    itself = torch.eye(s, dtype=torch.bool, device=device)
+    if batch.space.xy is None:
+        return torch.where(itself, 0.0, torch.inf)[None]
+    offset = batch.space.xy[:, :, None] - batch.space.xy[:, None]
+    metres = torch.nan_to_num((offset**2).sum(-1).sqrt(), nan=torch.inf, posinf=torch.inf)
+    nearest = torch.where(itself, torch.inf, metres).amin(-1)
+    unit = torch.where(torch.isfinite(nearest) & (nearest > 0), nearest, torch.nan).nanmedian(-1).values[:, None, None]
+    return torch.where(itself, 0.0, torch.nan_to_num(metres / unit, nan=torch.inf, posinf=torch.inf))

@@ -2,8 +2,8 @@ r"""Scaling: from physical units to what is diffused, invertible, made from a wi
 
 known    level = a cell's own mean over its known entries (adjusted by the city profile where there is one), asinh, residual
          to a prior, divided by the residuals' own spread over the known entries. Cells without history borrow level and
-         spread from the levels of their tile's live cells, and the probability of being dead from all of them. An untrained
-         network with zero output therefore samples prior + noise.
+         spread from their tile's live cells, and the probability of being dead from all of them, near ones before others
+         (raytraffic.kriging). An untrained network with zero output therefore samples prior + noise.
 global   the papers' scale: [0, q] -> [-1, 1] with the city's upper reference q; no prior, no spread, answers clipped to [0, q].
          A city without training statistics (NaN) has its largest known entry as q, and 1 where nothing above zero is known.
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raytraffic.diffusion.priors import same_slot
-from raytraffic.kriging import krige, variation
+from raytraffic.kriging import ALIVE, LOG_LEVEL, between_cells, cell_distance, krige, variation
 from raytraffic.types import TYPICAL_LEVEL, Scale, TrafficBatch
 
 __all__ = ["Scaling"]
@@ -27,6 +27,8 @@ __all__ = ["Scaling"]
 #: Guards divisions; far under any traffic in any unit (a cell may carry 1e-9 TB), and large traffic over it is still a float32.
 _SMALLEST = 1e-20
 _IMPLAUSIBLE = 30.0
+#: Of cells of which nothing is known so many carry traffic, and a tile's levels vary as usual with the weight of so many cells.
+_LIVE_SHARE, _USUAL_CELLS = 0.75, 20.0
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,16 @@ class Scaling:
         dead = (count >= self.dead_after) & (total == 0)
         own = total / (known * profile).sum(2, keepdim=True).clamp(min=_SMALLEST)
         live = total > 0
-        borrowed, uncertain = _borrow(own, live, batch)
+        distance = cell_distance(batch)
+        borrowed, uncertain = _borrow(own, live, batch, distance)
         level = torch.where(live, own, borrowed).clamp(min=_SMALLEST)
 
         prior = self._prior(batch, profile, level)
         residual = torch.where(known, torch.asinh(traffic / level) - prior, torch.zeros_like(traffic))
         square = (residual**2).sum(2, keepdim=True) + self.spread_weight * self.spread**2
         spread = torch.where(live, (square / (count + self.spread_weight)).sqrt(), uncertain)
-        silent = torch.where(count > 0, torch.zeros_like(level), self._silent(count > 0, dead))
+        silent = torch.where(count > 0, torch.zeros_like(level), _silent(count > 0, dead, distance))
         return Scale(level=level, prior=prior, spread=spread, ceiling=_ceiling(batch, level), dead=dead, silent=silent, asinh=True)
-
-    def _silent(self, history: Tensor, dead: Tensor) -> Tensor:
-        """(b, c, 1, 1): the share of dead cells among the tile's cells with history, with four more of which one is dead."""
-        return (dead.sum(3, keepdim=True) + 1) / (history.sum(3, keepdim=True) + 4)
 
     def _prior(self, batch: TrafficBatch, profile: Tensor, level: Tensor) -> Tensor:
         if self.prior == "none":
@@ -124,22 +123,31 @@ def _plausible(batch: TrafficBatch, profile: Tensor) -> Tensor:
     return torch.nan_to_num(_IMPLAUSIBLE * ratio.nanmedian(dim=2, keepdim=True).values * profile, nan=torch.inf, posinf=torch.inf)
 
 
-def _borrow(own: Tensor, live: Tensor, batch: TrafficBatch) -> tuple[Tensor, Tensor]:
-    """Level and spread (b, c, 1, s) of a cell without history, whose level is one more draw of its tile's log-normal levels.
+def _borrow(own: Tensor, live: Tensor, batch: TrafficBatch, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """Level and spread (b, c, 1, s) of a cell without history: its log-level kriged from those of its tile's live cells, about that of
+    a typical cell of the city (of the tile where no reference is known, 0 where nothing is), and the standard deviation of that.
 
-    The level is the geometric mean over live cells, the spread the predictive standard deviation of a log-level, in [0.5, 2];
-    1 where there are fewer than two live cells, and 5 % of the city's reference (1 without one) where there is none.
+    The latter is scaled as the tile's own log-levels vary, shrunk to what is usual, and lies in [0.4, 2].
     """
     count = live.sum(3, keepdim=True)
     log = torch.where(live, own.clamp(min=_SMALLEST).log(), torch.zeros_like(own))
     centre = log.sum(3, keepdim=True) / count.clamp(min=1)
-    square = torch.where(live, log - centre, torch.zeros_like(log)) ** 2
-    variance = square.sum(3, keepdim=True) / (count - 1).clamp(min=1) * (1 + 1 / count.clamp(min=1))
-    spread = torch.where(count > 1, variance.sqrt().clamp(0.5, 2.0), torch.ones_like(variance))
-    alone = torch.ones_like(centre)
+    typical = centre
     if "reference" in batch.context:
-        alone = TYPICAL_LEVEL * _finite(batch.context["reference"], 1 / TYPICAL_LEVEL)[:, :, None, None]
-    return torch.where(count > 0, centre.exp(), alone).expand_as(own), spread.expand_as(own)
+        known = TYPICAL_LEVEL * batch.context["reference"][:, :, None, None]
+        typical = torch.where(known > 0, known.clamp(min=_SMALLEST).log(), centre)
+    guess, variance = between_cells(log[:, :, 0], live[:, :, 0], typical[:, :, 0], distance, LOG_LEVEL)
+    usual = LOG_LEVEL.near + LOG_LEVEL.own
+    square = torch.where(live, log - centre, torch.zeros_like(log)) ** 2
+    share = (square.sum(3, keepdim=True) / usual + _USUAL_CELLS) / ((count - 1).clamp(min=0) + _USUAL_CELLS)
+    return guess.exp()[:, :, None], (variance[:, :, None] * share).sqrt().clamp(0.4, 2.0)
+
+
+def _silent(history: Tensor, dead: Tensor, distance: Tensor) -> Tensor:
+    """(b, c, 1, s): the probability that a cell without history is dead, kriged from the tile's cells with history."""
+    alive = torch.full_like(distance[:, None, :1, 0], _LIVE_SHARE).expand(len(dead), dead.shape[1], 1)
+    guess, _ = between_cells((~dead[:, :, 0]).float(), history[:, :, 0], alive, distance, ALIVE)
+    return (1 - guess).clamp(0.02, 0.98)[:, :, None]
 
 
 def _profile(batch: TrafficBatch) -> Tensor:

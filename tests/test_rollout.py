@@ -63,7 +63,7 @@ def test_longer_horizons_are_whole_and_keep_what_is_known(model: Forecaster, t: 
 
 def _first(batch: TrafficBatch) -> TrafficBatch:
     """The first window of a longer batch."""
-    timed = {name: batch.context[name][:, :WINDOW] for name in ("users", "profile")}
+    timed = {name: batch.context[name][:, :WINDOW] for name in ("users", "profile", "modes")}
     return replace(
         batch,
         traffic=batch.traffic[:, :, :WINDOW],

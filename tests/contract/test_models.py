@@ -146,14 +146,14 @@ def test_absent_cells_are_never_known_or_scored(model: Forecaster) -> None:
 
 @pytest.mark.parametrize("name", ["users", "poi", "env", "reference"])
 def test_declared_contexts_matter_and_undeclared_do_not(model: Forecaster, name: str) -> None:
-    """A model declares what its conditioner looks at; the global scale declares the reference it scales by."""
+    """A model declares what its conditioner looks at; every scale looks at the reference, that of known entries for absent cells."""
     batch = mask(seasonal_batch(), SHORT)
     if name == "env":
         declared = hasattr(model.conditioner, "poi_static")
         width = model.conditioner.poi_static.out_features if declared else 4
         changed = replace(batch, context={**batch.context, "env": torch.rand(4, 1, 16, width)})
     else:
-        declared = name in model.conditioner.contexts or (name == "reference" and is_global(model))
+        declared = name in model.conditioner.contexts or name == "reference"
         changed = replace(batch, context={**batch.context, name: batch.context[name].flip(-1) * 2})
     ours, theirs = (model.forecast(b, sampler_of(model), draws=1).draws.nan_to_num() for b in (batch, changed))
     assert torch.equal(ours, theirs) != declared

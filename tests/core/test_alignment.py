@@ -169,7 +169,7 @@ def learning(model: Forecaster) -> set[str]:
 
 def is_conditioning(name: str) -> bool:
     """Whether a parameter belongs to adaptive conditioning, an output layer or a context layer, by its name in UoMo."""
-    layers = ("adaln", "output.out", "entries.layers.7", "entries.poi", "users_token", "poi_token", "poi_static", "poi_dynamic")
+    layers = ("adaln", "output.out", "entries.layers.5", "entries.poi", "users_token", "poi_token", "poi_static", "poi_dynamic")
     return any(f".{layer}." in name for layer in layers)
 
 

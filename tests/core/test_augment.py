@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
 from raytraffic.augment import augment, drop_contexts, forget_cities, jitter_levels, shift_rhythm, silence_cells, turn_tiles
-from raytraffic.types import TrafficBatch
+from raytraffic.types import Space, TrafficBatch
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
 LIVE = [i for i in range(16) if i not in (DEAD, ABSENT)]
@@ -73,7 +75,13 @@ def test_levels_are_jittered_cell_by_cell_and_nothing_else() -> None:
     touched = (log.abs() > 1e-6).any(dim=1)
     assert 0.6 < float(touched.float().mean()) < 0.8
     assert 0.45 < float(log[touched].std()) < 0.55
-    assert abs(float(torch.corrcoef(log[touched].T)[0, 1])) < 0.2
+    # Cells 0, 1 and 2 lie in a row: near ones are as alike as 0.9 exp(-d / 2) of 1.15 says.
+    alike = torch.corrcoef(log[touched].T)
+    assert float(alike[0, 1]) == pytest.approx(0.9 / 1.15 * math.exp(-0.5), abs=0.12)
+    assert float(alike[0, 2]) == pytest.approx(0.9 / 1.15 * math.exp(-1), abs=0.12)
+    stations = replace(batch, space=Space())
+    apart = (jitter_levels(stations, torch.arange(400), 0.5).traffic / batch.traffic)[:, 0, 0, :3].log()
+    assert abs(float(torch.corrcoef(apart.T)[0, 1])) < 0.2, "stations of unknown position are not near each other"
     assert torch.equal(jittered.context["users"].nan_to_num(), batch.context["users"].nan_to_num())
 
 
@@ -86,6 +94,8 @@ def test_cells_are_silenced_wholly_up_to_the_share() -> None:
     )
     assert 0.17 < float(quiet.float().mean()) < 0.23, "shares are even in [0, 0.4]"
     assert float((quiet.float().mean(dim=1) == 0).float().mean()) > 0.1 and float(quiet.float().mean(dim=1).max()) > 0.4
+    together = torch.corrcoef(quiet[:, :2].float().T)[0, 1]
+    assert float(together) > 0.3, "dead cells lie together"
     assert bool(silenced.traffic[..., ABSENT].isnan().all())
     users = silenced.context["users"][..., LIVE]
     assert bool((users == 0).all(dim=1)[quiet].all()) and torch.equal((users == 0).all(dim=1), quiet)

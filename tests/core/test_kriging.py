@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raytraffic.kriging import HOURS, LEVEL, MODES, generic_modes, krige, variation
+from raytraffic.kriging import HOURS, LEVEL, MODES, REACH, Nearness, between_cells, cell_distance, generic_modes, krige, variation
+from raytraffic.types import Space
 from tests.batches import seasonal_batch
 
 STEPS = torch.tensor([15, 60])
@@ -108,3 +109,32 @@ def test_a_city_of_which_nothing_is_known_has_the_harmonics_of_a_day() -> None:
     lost[1] = torch.nan
     mixed = variation(replace(batch, context={**batch.context, "persistence": lost}))[1]
     assert torch.equal(mixed[1], persistence[1]) and torch.equal(mixed[0], told[0])
+
+
+def test_values_of_cells_are_the_conditional_law_in_space() -> None:
+    random = np.random.default_rng(0)
+    nearness = Nearness(tile=0.5, near=1.2, own=0.3)
+    place = random.random((7, 2)) * 4
+    distance = np.linalg.norm(place[:, None] - place, axis=-1)
+    covariance = nearness.tile + nearness.near * np.exp(-distance / REACH)
+    value, seen = random.standard_normal((2, 1, 7)), random.random((2, 1, 7)) < 0.6
+    tensors = [torch.from_numpy(array).float() for array in (value, np.full((2, 1, 1), 0.4), distance[None])]
+    guess, variance = between_cells(tensors[0], torch.from_numpy(seen), tensors[1], tensors[2], nearness)
+    for b in range(2):
+        at = np.flatnonzero(seen[b, 0])
+        gain = covariance[:, at] @ np.linalg.inv(covariance[np.ix_(at, at)] + nearness.own * np.eye(len(at)))
+        np.testing.assert_allclose(guess[b, 0], 0.4 + gain @ (value[b, 0, at] - 0.4), atol=1e-4)
+        np.testing.assert_allclose(variance[b, 0], nearness.of_a_cell - (gain * covariance[:, at]).sum(1), atol=1e-4)
+
+
+def test_distances_are_in_cells_or_in_distances_between_stations() -> None:
+    batch = seasonal_batch(2)
+    grid = cell_distance(batch)
+    assert grid.shape == (1, 16, 16)
+    assert grid[0, 0, [1, 5, 15]].tolist() == pytest.approx([1, 2**0.5, 18**0.5])
+    line = torch.tensor([[0.0, 0.0], [500.0, 0.0], [1500.0, 0.0], [torch.nan, torch.nan]]).repeat(4, 1)[None, :16].repeat(2, 1, 1)
+    line[0, 4:] = torch.nan
+    stations = cell_distance(replace(batch, space=Space(xy=line)))
+    # Nearest stations of the three are 500, 500 and 1,000 m off.
+    assert stations[0, 0, :4].tolist() == pytest.approx([0.0, 1.0, 3.0, torch.inf])
+    assert bool((cell_distance(replace(batch, space=Space()))[0] == torch.where(torch.eye(16, dtype=torch.bool), 0.0, torch.inf)).all())

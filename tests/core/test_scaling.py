@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raytraffic.kriging import ALIVE, LOG_LEVEL, REACH
 from raytraffic.marginals import NODES, quantile_scores
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, mask
 from raytraffic.scaling import Scaling
-from raytraffic.types import Scale, TrafficBatch
+from raytraffic.types import Scale, Space, TrafficBatch
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
 GLOBAL = Scaling(kind="global", prior="none")
@@ -167,32 +168,58 @@ def test_the_global_scale_clips_what_lies_above_the_reference() -> None:
     torch.testing.assert_close(scale.apply(q / 2), torch.zeros_like(q), atol=1e-6, rtol=0)
 
 
-def test_a_cell_without_history_borrows_its_neighbours_geometric_level() -> None:
+def test_a_cell_without_history_borrows_its_level_from_near_cells_first() -> None:
     batch = seasonal_batch(1)
     known = batch.known.clone()
     known[..., 0] = False
     batch = replace(batch, known=known, context={})
     scale = Scaling().fit(batch)
     live = [i for i in range(1, 16) if i not in (DEAD, ABSENT)]
-    levels = torch.stack([batch.traffic[0, 0, :, i].mean() for i in live]).log()
-    assert float(scale.level[0, 0, 0, 0]) == pytest.approx(float(levels.mean().exp()), rel=1e-4)
-    predictive = float(levels.std() * math.sqrt(1 + 1 / len(live)))
-    assert float(scale.spread[0, 0, 0, 0]) == pytest.approx(min(max(predictive, 0.5), 2.0), rel=1e-4)
+    levels = torch.stack([batch.traffic[0, 0, :, i].mean() for i in live]).log().double().numpy()
+    place = np.array([(i // 4, i % 4) for i in [0, *live]], dtype=float)
+    distance = np.linalg.norm(place[:, None] - place, axis=-1)
+    covariance = LOG_LEVEL.tile + LOG_LEVEL.near * np.exp(-distance / REACH)
+    gain = np.linalg.solve(covariance[1:, 1:] + LOG_LEVEL.own * np.eye(len(live)), covariance[1:, 0])
+    centre = levels.mean()
+    assert float(scale.level[0, 0, 0, 0]) == pytest.approx(np.exp(centre + gain @ (levels - centre)), rel=1e-4)
+    variance = LOG_LEVEL.of_a_cell - gain @ covariance[1:, 0]
+    varies = (((levels - centre) ** 2).sum() / (LOG_LEVEL.near + LOG_LEVEL.own) + 20) / (len(live) - 1 + 20)
+    assert float(scale.spread[0, 0, 0, 0]) == pytest.approx(np.sqrt(variance * varies), rel=1e-4)
 
 
-def silent_tile(dead: int) -> TrafficBatch:
+def test_where_nothing_is_known_of_a_tile_its_level_is_typical_of_its_city() -> None:
+    batch = replace(seasonal_batch(1), known=torch.zeros(1, 1, 64, 16, dtype=torch.bool))
+    scale = Scaling().fit(batch)
+    torch.testing.assert_close(scale.level, (0.05 * batch.context["reference"])[:, :, None, None].expand_as(scale.level))
+    torch.testing.assert_close(scale.spread, torch.full_like(scale.spread, LOG_LEVEL.of_a_cell**0.5))
+
+
+def silent_tile(dead: int, grid: bool = False) -> TrafficBatch:
     """One window of 16 stations: `dead` known ones are zero, the last has no history."""
     traffic = torch.exp(torch.randn(1, 1, 24, 16, generator=torch.Generator().manual_seed(1)))
     traffic[..., :dead] = 0
     known = torch.ones_like(traffic, dtype=torch.bool)
     known[..., 15] = False
-    return batch_of(traffic, known)
+    return replace(batch_of(traffic, known), space=Space(grid=(4, 4) if grid else None))
+
+
+def test_dead_neighbours_make_a_cell_more_likely_dead_than_dead_cells_far_off() -> None:
+    def silent(dead: list[int]) -> float:
+        batch = silent_tile(0, grid=True)
+        traffic = batch.traffic.clone()
+        traffic[..., dead] = 0
+        return float(Scaling().fit(replace(batch, traffic=traffic)).silent[0, 0, 0, 15])
+
+    none, far, near = silent([]), silent([0, 1]), silent([11, 14])
+    assert 0.02 <= none <= far < near - 0.1
 
 
 @pytest.mark.parametrize("dead", [0, 3, 15])
 def test_a_cell_without_history_is_dead_as_often_as_its_tile_says(dead: int) -> None:
+    """Without positions cells count alike: the share of dead ones among 15, shrunk to one in four."""
     scale = Scaling().fit(silent_tile(dead))
-    share = (dead + 1) / (15 + 4)
+    weight = 15 * ALIVE.tile / (15 * ALIVE.tile + ALIVE.near + ALIVE.own)
+    share = 0.25 + weight * (dead / 15 - 0.25)
     assert scale.silent[0, 0, 0].tolist() == pytest.approx([0.0] * 15 + [share])
     z = torch.randn(1, 1, 20000, 1, generator=torch.Generator().manual_seed(0))
     one = Scale(
