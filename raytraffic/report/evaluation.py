@@ -20,6 +20,7 @@ from raytraffic.metrics.distribution import JSD_BINS
 from raytraffic.metrics.scoreboard import PHYSICAL, SCALED
 from raytraffic.report.html import Beside, Column, Folded, Gallery, Group, Part, Picture, Section, Table, Text, write_report
 from raytraffic.report.plots import coverage_lines, fan, heat_map, metric_bars, picture
+from raytraffic.report.tables import tasks_of
 
 __all__ = ["CityMap", "ForecastExample", "evaluation_report"]
 
@@ -117,7 +118,8 @@ def evaluation_report(
     present = {(row["population"], row["unit"]) for row in rows}
     views = [view for view in _VIEWS if view in present]
     sections = [Section("Summary", _summary(rows, model, views[0]))]
-    settings = list(dict.fromkeys((row["split"], row["task"]) for row in rows))
+    splits = dict.fromkeys(row["split"] for row in rows)
+    settings = [(split, task) for split in splits for task in tasks_of([row for row in rows if row["split"] == split])]
     for split, task in settings:
         chosen = [row for row in rows if (row["split"], row["task"]) == (split, task)]
         sections.append(Section(f"{task}, {split} split", _scores(chosen, model, views)))
