@@ -78,7 +78,7 @@ class _FitConfig:
     """At most this share of a training window's cells is made to carry nothing."""
     jitter_levels: float = 0.8
     """Spread of the log-normal factors that training cells are multiplied by."""
-    shift_rhythm: float = 0.05
+    shift_rhythm: float = 0.08
     """Spread of the smooth courses in time that training windows are multiplied by, as weeks differ from one another."""
     forget_cities: float = 0.1
     """Share of training windows whose city's profile and reference are taken away, so that new cities are answered too."""

@@ -7,7 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClockEmbedding", "LevelEmbedding", "grid_positions", "sinusoids"]
+__all__ = ["HOUR_FEATURES", "ClockEmbedding", "LevelEmbedding", "grid_positions", "hour_of_day", "sinusoids"]
+
+_HARMONICS = 8
+#: Features of `hour_of_day`.
+HOUR_FEATURES = 2 * _HARMONICS
 
 
 def sinusoids(position: Tensor, features: int, longest: float = 10000.0) -> Tensor:
@@ -29,6 +33,13 @@ def grid_positions(t: int, h: int, w: int, features: int, device: torch.device) 
     return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
+def hour_of_day(clock: Tensor, step_minutes: Tensor) -> Tensor:
+    """(b, t, HOUR_FEATURES): harmonics of the day at slots [slot of day, weekday] (b, t, 2) of `step_minutes` (b,) each."""
+    turn = (2 * math.pi / 1440) * (clock[..., 0] * step_minutes[:, None]).float()
+    angle = turn[..., None] * torch.arange(1, _HARMONICS + 1, device=clock.device)
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
 class LevelEmbedding(nn.Module):
     """(b, hidden) embedding of the noise level (b,) in (0, 1]."""
 
@@ -48,14 +59,10 @@ class ClockEmbedding(nn.Module):
     slots of one hour are neighbours instead of rows of different tables.
     """
 
-    harmonics = 8
-
     def __init__(self, features: int) -> None:
         super().__init__()
         self.day = nn.Embedding(7, features)
-        self.mlp = nn.Sequential(nn.Linear(features + 2 * self.harmonics, 2 * features), nn.SiLU(), nn.Linear(2 * features, features))
+        self.mlp = nn.Sequential(nn.Linear(features + HOUR_FEATURES, 2 * features), nn.SiLU(), nn.Linear(2 * features, features))
 
     def forward(self, clock: Tensor, step_minutes: Tensor) -> Tensor:
-        turn = (2 * math.pi / 1440) * (clock[..., 0] * step_minutes[:, None]).float()
-        angle = turn[..., None] * torch.arange(1, self.harmonics + 1, device=clock.device)
-        return self.mlp(torch.cat((self.day(clock[..., 1]), angle.sin(), angle.cos()), dim=-1))
+        return self.mlp(torch.cat((self.day(clock[..., 1]), hour_of_day(clock, step_minutes)), dim=-1))

@@ -57,15 +57,18 @@ class UomoConditioner(nn.Module):
             self.poi_token = ZeroLinear(config.poi_features * volume, config.hidden)
         self.vector = nn.Sequential(nn.Linear(2 + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
         poi_features = config.poi_features if "poi" in self.contexts else 0
-        self.entries = EntryNetwork(config.entries, config.clock_features, poi_features) if config.entries else None
+        self.entries = EntryNetwork(config.entries, poi_features) if config.entries else None
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """The batch with its static POI turned into the site embedding `env` (b, 1, s, d) of Eq. 8 (log counts)."""
         if "poi" not in self.contexts or "env" in batch.context or "poi" not in batch.context:
             return batch
-        counts = torch.nan_to_num(batch.context["poi"]).transpose(1, 2)
-        env = torch.sigmoid(self.poi_static(torch.log1p(counts)))[:, None]
-        return replace(batch, context={**batch.context, "env": env})
+        return replace(batch, context={**batch.context, "env": self._static(batch.context["poi"])})
+
+    def _static(self, poi: Tensor) -> Tensor:
+        """h_s (b, 1, s, d) of counts (b, p, s), by Eq. 8."""
+        counts = torch.nan_to_num(poi).transpose(1, 2)
+        return torch.sigmoid(self.poi_static(torch.log1p(counts)))[:, None]
 
     def forward(self, batch: TrafficBatch, scale: Scale) -> Condition:
         t, s = batch.shape[2:]
@@ -73,16 +76,16 @@ class UomoConditioner(nn.Module):
         tokens = self.field_token(self.patching.cut(self._traffic_fields(batch, scale), batch.space))
         if "users" in self.contexts:
             tokens = tokens + self._users_token(batch)
-        poi = self._poi(batch, tau) if "poi" in self.contexts else None
-        if poi is not None:
-            tokens = tokens + self.poi_token(self.patching.cut(poi.movedim(-1, 1), batch.space))
+        env = self._env(batch) if "poi" in self.contexts else None
+        if env is not None:
+            tokens = tokens + self.poi_token(self.patching.cut(self._poi(env, tau).movedim(-1, 1), batch.space))
         nt, nh, nw = self.patching.shape(t, batch.space, s)
         by_time = nn.functional.pad(tau, (0, 0, 0, nt * self.patching.token[0] - t)).unflatten(1, (nt, -1)).flatten(2)
         tokens = (tokens.unflatten(1, (nt, nh * nw)) + self.clock_token(by_time)[:, :, None]).flatten(1, 2)
         share = batch.known.float().mean(dim=(1, 2, 3))
         numbers = torch.stack((torch.log(batch.step_minutes.float() / 30), share), dim=1)
         vector = self.vector(torch.cat((numbers, tokens.mean(dim=1)), dim=1))
-        marginals = None if self.entries is None else knots(self.entries(batch, scale, tau, poi).float())
+        marginals = None if self.entries is None else knots(self.entries(batch, scale, env).float())
         return Condition(known=batch.known, space=batch.space, vector=vector, tokens=tokens, marginals=marginals)
 
     def _traffic_fields(self, batch: TrafficBatch, scale: Scale) -> Tensor:
@@ -114,11 +117,14 @@ class UomoConditioner(nn.Module):
         token: Tensor = self.users_token(self.patching.cut(torch.stack((scaled, present.float()), dim=1), batch.space))
         return token
 
-    def _poi(self, batch: TrafficBatch, tau: Tensor) -> Tensor:
-        """h_d (b, t, s, d): the time-aware POI features of Eq. 9; zero where a city has no POI."""
-        b, _, t, s = batch.shape
-        width = self.poi_static.out_features
-        if "env" not in batch.context:
-            return torch.zeros(b, t, s, width, device=tau.device)
-        both = torch.cat((batch.context["env"].expand(b, t, s, width), tau[:, :, None].expand(b, t, s, tau.shape[-1])), dim=-1)
+    def _env(self, batch: TrafficBatch) -> Tensor:
+        """h_s (b, 1, s, d): the site embeddings; where a city has no POI those of counts of zero, as training drops them."""
+        if "env" in batch.context:
+            return batch.context["env"]
+        return self._static(batch.traffic.new_zeros(len(batch.key), self.poi_static.in_features, batch.shape[3]))
+
+    def _poi(self, env: Tensor, tau: Tensor) -> Tensor:
+        """h_d (b, t, s, d): the time-aware POI features of Eq. 9."""
+        t, s = tau.shape[1], env.shape[2]
+        both = torch.cat((env.expand(-1, t, -1, -1), tau[:, :, None].expand(-1, -1, s, -1)), dim=-1)
         return torch.sigmoid(self.poi_dynamic(both))

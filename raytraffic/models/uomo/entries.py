@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raytraffic.diffusion.priors import same_slot
 from raytraffic.kriging import krige, variation
 from raytraffic.marginals import NODES
+from raytraffic.nn.embeddings import HOUR_FEATURES, hour_of_day
 from raytraffic.nn.transformer import ZeroLinear
 from raytraffic.types import Scale, TrafficBatch
 
@@ -30,9 +31,9 @@ class EntryNetwork(nn.Module):
     #: A perceptron takes larger steps than the transformer beside it, which the same rate lets diverge.
     learning_rate_scale = 4.0
 
-    def __init__(self, hidden: int, clock_features: int, poi_features: int) -> None:
+    def __init__(self, hidden: int, poi_features: int) -> None:
         super().__init__()
-        self.features = nn.Linear(_FEATURES + clock_features + 1, hidden)
+        self.features = nn.Linear(_FEATURES + HOUR_FEATURES + 1, hidden)
         if poi_features:
             self.poi = ZeroLinear(poi_features, hidden)
         self.layers = nn.Sequential(
@@ -44,16 +45,19 @@ class EntryNetwork(nn.Module):
             ZeroLinear(hidden, len(NODES)),
         )
 
-    def forward(self, batch: TrafficBatch, scale: Scale, tau: Tensor, poi: Tensor | None) -> Tensor:
-        """`tau` (b, t, d) is the clock's embedding, `poi` (b, t, s, d) time-aware POI; only entries that are asked for (not known,
-        not of a dead cell) cost anything."""
+    def forward(self, batch: TrafficBatch, scale: Scale, env: Tensor | None) -> Tensor:
+        """`env` (b, 1, s, d) is the sites' embedding; only entries that are asked for (not known, not of a dead cell) cost anything.
+
+        Of the clock it is told the hour alone: the city's profile knows the day of week, and a table of seven rows, learned from
+        cities that were measured for a week, is the memory of that week (docs/decisions/0014).
+        """
         b, c, t, s = batch.shape
         asked = ~batch.known & ~scale.dead
         granularity = torch.log(batch.step_minutes.float() / 30)[:, None, None].expand(b, t, 1)
-        time = torch.cat((tau, granularity), dim=-1)[:, None, :, None].expand(b, c, t, s, -1)
+        time = torch.cat((hour_of_day(batch.clock, batch.step_minutes), granularity), dim=-1)[:, None, :, None].expand(b, c, t, s, -1)
         hidden = self.features(torch.cat((entry_features(batch, scale)[asked], time[asked]), dim=-1))
-        if poi is not None:
-            hidden = hidden + self.poi(poi[:, None].expand(b, c, t, s, -1)[asked])
+        if env is not None:
+            hidden = hidden + self.poi(env[:, None].expand(b, c, t, s, -1)[asked])
         answers = self.layers(hidden)
         raw = torch.zeros(b, c, t, s, len(NODES), dtype=answers.dtype, device=answers.device)
         return raw.masked_scatter(asked[..., None], answers)
