@@ -150,20 +150,35 @@ def test_a_new_network_answers_with_nothing_and_a_moved_one_only_where_asked() -
     torch.manual_seed(0)
     batch = mask(seasonal_batch(), SHORT)
     scale = Scaling().fit(batch)
-    tau = torch.randn(4, 64, 5)
-    poi = torch.rand(4, 64, 16, 3)
-    network = EntryNetwork(8, 5, 3)
+    env = torch.rand(4, 1, 16, 3)
+    network = EntryNetwork(8, 3)
     for layer in (network.layers[-1], network.poi):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    assert not bool(network(batch.visible(), scale, tau, poi).any())
+    assert not bool(network(batch.visible(), scale, env).any())
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    answers = network(batch.visible(), scale, tau, poi)
+    answers = network(batch.visible(), scale, env)
     asked = ~batch.known & ~scale.dead
     assert not bool(answers[~asked].any()) and bool((answers[asked] != 0).any(dim=-1).all())
     assert not bool(asked[..., DEAD].any()) and bool(asked[..., ABSENT].all())
+
+
+def test_the_network_is_told_the_hour_and_not_the_day() -> None:
+    torch.manual_seed(0)
+    batch = mask(seasonal_batch(), SHORT).visible()
+    scale = Scaling().fit(batch)
+    network = EntryNetwork(8, 0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    clock = batch.clock.clone()
+    clock[..., 1] = (clock[..., 1] + 1) % 7
+    answers = network(batch, scale, None)
+    assert torch.equal(network(replace(batch, clock=clock), scale, None), answers)
+    clock[..., 0] = (clock[..., 0] + 12) % 48
+    assert not torch.equal(network(replace(batch, clock=clock), scale, None), answers)
 
 
 def test_the_last_features_are_what_kriging_says() -> None:
