@@ -25,6 +25,8 @@ from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, TrafficBatch
 __all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig"]
 
 _LEVEL_STREAM, _NOISE_STREAM = 16, 17
+#: Windows are conditioned in multiples of so many.
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +111,24 @@ class Forecaster(nn.Module):
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""
         conditioner: EmbeddingConditioner = self.conditioner  # type: ignore[assignment]
-        return conditioner.embed(batch)
+        if "env" in batch.context:
+            return batch
+        env = conditioner.embed(_filled(batch)).context.get("env")
+        return batch if env is None else replace(batch, context={**batch.context, "env": env[: len(batch.key)]})
 
     def condition(self, batch: TrafficBatch, guided: bool = False) -> Condition:
         """Stage 2: what the denoiser is told, from visible entries only; embeds first where stage 1 was not run.
 
         With `guided` it holds the condition without context too, which a sampler with guidance asks for.
         """
-        visible = self.embed(batch.visible())
-        scale = self.scaling.fit(batch)
+        windows = torch.arange(len(batch.key), device=batch.key.device)
+        visible = _filled(self.embed(batch.visible()))
+        scale = self.scaling.fit(visible)
         condition: Condition = self.conditioner(visible, scale)
-        if not guided:
-            return condition
-        context = {name: value for name, value in visible.context.items() if name not in URBAN_CONTEXTS}
-        return replace(condition, free=self.conditioner(replace(visible, context=context), scale))
+        if guided:
+            context = {name: value for name, value in visible.context.items() if name not in URBAN_CONTEXTS}
+            condition = replace(condition, free=self.conditioner(replace(visible, context=context), scale))
+        return condition.select(windows)
 
     @torch.no_grad()
     def draw(
@@ -140,27 +146,52 @@ class Forecaster(nn.Module):
         """
         if draws < 1:
             raise ValueError(f"draws: {draws}, expected at least 1")
-        b = len(batch.key)
-        scale = replace(self.scaling.fit(batch), knots=condition.marginals).repeat(draws)
-        repeated = condition.repeat(draws)
-        index = torch.arange(draws, device=batch.key.device).repeat(b)
-        seeds = derive(batch.key.repeat_interleave(draws), seed, index)
+        window = torch.arange(len(batch.key), device=batch.key.device).repeat_interleave(draws)
+        number = torch.arange(draws, device=batch.key.device).repeat(len(batch.key))
+        rows = self.draw_rows(batch, condition, sampler, window, derive(batch.key[window], seed, number), stop)
+        return self.finish(batch, rows.unflatten(0, (-1, draws)))
 
-        if sampler.guidance != 1 and repeated.free is None:
+    @torch.no_grad()
+    def draw_rows(
+        self,
+        batch: TrafficBatch,
+        condition: Condition,
+        sampler: Sampler,
+        window: Tensor,
+        seeds: Tensor,
+        stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """(r, c, t, s): one draw of window `window[i]` (r,) from seed `seeds[i]` (r,) each, the same whichever rows are drawn together."""
+        if sampler.guidance != 1 and condition.free is None:
             raise ValueError(f"sampler.guidance: {sampler.guidance}, expected 1 or a condition made with guided=True")
+        scale = replace(self.scaling.fit(batch), knots=condition.marginals)
+        drawn = []
+        for at in range(0, len(window), sampler.rows):
+            row = torch.arange(at, at + sampler.rows, device=window.device).clamp(max=len(window) - 1)
+            chosen, seed = window[row], seeds[row]
+            z = self._diffused(batch.select(chosen), condition.select(chosen), sampler, seed, stop)
+            drawn.append(scale.select(chosen).invert(z)[: len(window) - at])
+        return torch.cat(drawn)
+
+    def _diffused(
+        self, batch: TrafficBatch, condition: Condition, sampler: Sampler, seeds: Tensor, stop: Callable[[], bool] | None
+    ) -> Tensor:
+        """z (r, c, t, s): the sampler's run on the rows of one call."""
 
         def estimate(x: Tensor, k: int) -> Tensor:
             if stop is not None and stop():
                 raise InterruptedError("the forecast was stopped between sampler steps")
-            levels = torch.full((b * draws,), k, device=x.device)
-            prediction = self.denoiser(x, self.process.schedule.level(levels), repeated).float()
+            levels = torch.full((len(seeds),), k, device=x.device)
+            prediction = self.denoiser(x, self.process.schedule.level(levels), condition).float()
             if sampler.guidance != 1:
-                free = self.denoiser(x, self.process.schedule.level(levels), repeated.free).float()
+                free = self.denoiser(x, self.process.schedule.level(levels), condition.free).float()
                 prediction = free + sampler.guidance * (prediction - free)
             return self.process.to_sample(prediction, x, levels)
 
-        z = sampler.run(estimate, lambda i: self.config.noise.draw(batch, seeds, _NOISE_STREAM + i), self.process.schedule)
-        traffic = scale.invert(z).unflatten(0, (b, draws))
+        return sampler.run(estimate, lambda i: self.config.noise.draw(batch, seeds, _NOISE_STREAM + i), self.process.schedule)
+
+    def finish(self, batch: TrafficBatch, traffic: Tensor) -> Forecast:
+        """The forecast of draws (b, n, c, t, s): known entries as measured, the others calibrated where a calibration is fitted."""
         forecast = Forecast(draws=torch.where(batch.known[:, None], batch.traffic[:, None], traffic), known=batch.known)
         return forecast if self.calibration is None else self.calibration.apply(batch, forecast)
 
@@ -170,3 +201,16 @@ class Forecaster(nn.Module):
         embedded = self.embed(batch)
         sampler = sampler or self.config.sampler
         return self.draw(embedded, self.condition(embedded, guided=sampler.guidance != 1), sampler, draws, seed)
+
+
+def _filled(batch: TrafficBatch) -> TrafficBatch:
+    """The batch with windows of zeros, all known, up to a multiple of _TOGETHER windows: products of matrices of a row or two take other
+    ways, and round otherwise, than those of many, so a window alone would be conditioned otherwise than in a batch."""
+    b = len(batch.key)
+    missing = -b % _TOGETHER
+    if not missing:
+        return batch
+    filled = batch.select(torch.arange(b + missing, device=batch.key.device).clamp(max=b - 1))
+    traffic, known = filled.traffic.clone(), filled.known.clone()
+    traffic[b:], known[b:] = 0, True
+    return replace(filled, traffic=traffic, known=known)

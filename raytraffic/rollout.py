@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from raytraffic.forecaster import Forecaster
 from raytraffic.randomness import derive
 from raytraffic.types import Forecast, TrafficBatch
 
-__all__ = ["rollout"]
+__all__ = ["in_windows", "rollout"]
 
 
 def rollout(
@@ -23,13 +24,26 @@ def rollout(
     Draw j of the whole horizon is one trajectory: each later window knows the draw's own first half. With t <= window this is
     `forecaster.forecast`. A draw is a function of (seed, key, j) alone, as there.
     """
+    pieces = in_windows(batch, window, draws)
+    try:
+        piece, count = next(pieces)
+        while True:
+            piece, count = pieces.send(forecaster.forecast(piece, sampler, count, seed))
+    except StopIteration as done:
+        forecast: Forecast = done.value
+        return forecast
+
+
+def in_windows(batch: TrafficBatch, window: int, draws: int) -> Generator[tuple[TrafficBatch, int], Forecast, Forecast]:
+    """The rollout as a dialogue: it yields a batch of at most `window` slots with a number of draws, is sent that forecast, and returns
+    the whole one. Who drives it decides where each forecast is computed."""
     t = batch.shape[2]
     if window < 2:
         raise ValueError(f"window: {window}, expected at least 2 slots")
     if t <= window:
-        return forecaster.forecast(batch, sampler, draws, seed)
+        return (yield batch, draws)
     hop = window // 2
-    first = forecaster.forecast(_slots(batch, 0, window), sampler, draws, seed)
+    first = yield _slots(batch, 0, window), draws
     later = torch.full((*first.draws.shape[:3], t - window, first.draws.shape[4]), torch.nan, device=first.draws.device)
     values = torch.cat((first.draws, later), dim=3).flatten(0, 1)
     trajectories = _trajectories(batch, draws)
@@ -41,8 +55,8 @@ def rollout(
         start = end - window
         piece = replace(trajectories, traffic=torch.where(trajectories.known, trajectories.traffic, values), known=known)
         piece = _slots(piece, start, end)
-        piece = replace(piece, key=derive(piece.key, number))
-        values[:, :, drawn:end] = forecaster.forecast(piece, sampler, 1, seed).draws[:, 0, :, drawn - start :]
+        answer = yield replace(piece, key=derive(piece.key, number)), 1
+        values[:, :, drawn:end] = answer.draws[:, 0, :, drawn - start :]
         known[:, :, drawn:end] = continued
         drawn = end
     return Forecast(draws=values.unflatten(0, (-1, draws)), known=batch.known)

@@ -240,21 +240,17 @@ class Scale:
         slope = self.level * torch.cosh(self.prior.clamp(max=5.0)) if self.asinh else self.level.expand_as(self.prior)
         return (slope / unit.clamp(min=torch.finfo(unit.dtype).tiny)).clamp(1e-4, 100.0)
 
-    def repeat(self, draws: int) -> Scale:
-        """The scale of `draws` draws of every window, draws of one window side by side."""
-
-        def spread(value: Tensor) -> Tensor:
-            return value.repeat_interleave(draws, dim=0)
-
+    def select(self, index: Tensor) -> Scale:
+        """The scale of some windows, in the order of `index`; a window may come again and again, once a draw."""
         return Scale(
-            level=spread(self.level),
-            prior=spread(self.prior),
-            spread=spread(self.spread),
-            ceiling=spread(self.ceiling),
-            dead=spread(self.dead),
-            silent=spread(self.silent),
+            level=self.level[index],
+            prior=self.prior[index],
+            spread=self.spread[index],
+            ceiling=self.ceiling[index],
+            dead=self.dead[index],
+            silent=self.silent[index],
             asinh=self.asinh,
-            knots=None if self.knots is None else spread(self.knots),
+            knots=None if self.knots is None else self.knots[index],
         )
 
 
@@ -276,20 +272,20 @@ class Condition:
     marginals: Tensor | None = None
     free: Condition | None = None
 
-    def repeat(self, draws: int) -> Condition:
-        """The condition of `draws` draws of every window, (b * n, ...), draws of one window side by side."""
+    def select(self, index: Tensor) -> Condition:
+        """The condition of some windows, in the order of `index`; a window may come again and again, once a draw."""
 
-        def spread(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.repeat_interleave(draws, dim=0)
+        def chosen(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
 
         return Condition(
-            known=self.known.repeat_interleave(draws, dim=0),
-            space=replace(self.space, xy=spread(self.space.xy)),
-            vector=spread(self.vector),
-            tokens=spread(self.tokens),
-            field=spread(self.field),
-            marginals=spread(self.marginals),
-            free=None if self.free is None else self.free.repeat(draws),
+            known=self.known[index],
+            space=replace(self.space, xy=chosen(self.space.xy)),
+            vector=chosen(self.vector),
+            tokens=chosen(self.tokens),
+            field=chosen(self.field),
+            marginals=chosen(self.marginals),
+            free=None if self.free is None else self.free.select(index),
         )
 
 
