@@ -20,6 +20,7 @@ from raytraffic.config import (
     PrepareConfig,
     PretrainConfig,
     QuickstartConfig,
+    ServeConfig,
     TrainConfig,
     to_json,
 )
@@ -48,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "calibrate": Verb(CalibrateConfig, "raytraffic.on_ray.calibrate", "calibrate"),
     "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.suite", "run_evaluation"),
     "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
+    "serve": Verb(ServeConfig, "raytraffic.on_ray.serve", "serve_checkpoints"),
     "pretrain": Verb(PretrainConfig, "raytraffic.on_ray.pretrain", "pretrain"),
     "quickstart": Verb(QuickstartConfig, "raytraffic.on_ray.quickstart", "quickstart"),
 }

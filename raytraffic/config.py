@@ -284,6 +284,26 @@ class ForecastConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve checkpoints over HTTP on this machine (clusters: serve_configs/*.yaml), until interrupted."""
+
+    checkpoints: tuple[str, ...]
+    """The served models, each as name=folder; the first is the default."""
+    store: str | None = None
+    """A prepared store whose cities' profiles and levels are used where a request names one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; others than this machine's own need a token."""
+    port: int = 8000
+    token_file: str | None = None
+    """File with the bearer token; else RAYTRAFFIC_SERVE_TOKEN_FILE or RAYTRAFFIC_SERVE_TOKEN of the environment."""
+
+    def __post_init__(self) -> None:
+        names = [checkpoint.partition("=")[0] for checkpoint in self.checkpoints]
+        if not names or not all(all(one.partition("=")) for one in self.checkpoints) or len(set(names)) < len(names):
+            raise ValueError(f"checkpoints: {self.checkpoints}, expected one name=folder or more, of different names")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Make a checkpoint to share: prepare your cities and synthetic ones, train by place, calibrate, score, and write the model card."""
 

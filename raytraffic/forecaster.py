@@ -20,7 +20,7 @@ from raytraffic.diffusion.schedule import Schedule
 from raytraffic.marginals import crps
 from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
-from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, TrafficBatch
+from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, Scale, TrafficBatch
 
 __all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig"]
 
@@ -148,14 +148,20 @@ class Forecaster(nn.Module):
             raise ValueError(f"draws: {draws}, expected at least 1")
         window = torch.arange(len(batch.key), device=batch.key.device).repeat_interleave(draws)
         number = torch.arange(draws, device=batch.key.device).repeat(len(batch.key))
-        rows = self.draw_rows(batch, condition, sampler, window, derive(batch.key[window], seed, number), stop)
+        seeds = derive(batch.key[window], seed, number)
+        rows = self.draw_rows(batch, condition, self.scale(batch, condition), sampler, window, seeds, stop)
         return self.finish(batch, rows.unflatten(0, (-1, draws)))
+
+    def scale(self, batch: TrafficBatch, condition: Condition) -> Scale:
+        """How the draws of a batch are scaled: from its known entries, with the learned marginals of its condition."""
+        return replace(self.scaling.fit(batch), knots=condition.marginals)
 
     @torch.no_grad()
     def draw_rows(
         self,
         batch: TrafficBatch,
         condition: Condition,
+        scale: Scale,
         sampler: Sampler,
         window: Tensor,
         seeds: Tensor,
@@ -164,7 +170,6 @@ class Forecaster(nn.Module):
         """(r, c, t, s): one draw of window `window[i]` (r,) from seed `seeds[i]` (r,) each, the same whichever rows are drawn together."""
         if sampler.guidance != 1 and condition.free is None:
             raise ValueError(f"sampler.guidance: {sampler.guidance}, expected 1 or a condition made with guided=True")
-        scale = replace(self.scaling.fit(batch), knots=condition.marginals)
         drawn = []
         for at in range(0, len(window), sampler.rows):
             row = torch.arange(at, at + sampler.rows, device=window.device).clamp(max=len(window) - 1)

@@ -16,7 +16,7 @@ from raytraffic.rollout import rollout
 from raytraffic.types import ordered_quantile
 from raytraffic.windows import Columns, Windows
 
-__all__ = ["ForecastRequest", "forecast_table", "issue_windows"]
+__all__ = ["ForecastRequest", "draws_table", "forecast_table", "issue_windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,28 +96,51 @@ def forecast_table(
 
 def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: ForecastRequest) -> pa.Table:
     """Table rows of draws (b, n, c, t, s) of the horizon."""
-    n, c, t = draws.shape[1:4]
-    sites = windows.site_names(columns["row"])
-    window, site = np.nonzero(sites != "")
-    values = draws.permute(0, 4, 2, 3, 1)[window, site].flatten(0, 2).double()  # (site, service, slot) rows of n draws
     index = windows.store.index
-    city = np.array(index.cities, dtype=object)[columns["city"]][window]
+    sites = windows.site_names(columns["row"])
     first = index.start_minute[columns["row"]] + (columns["start"] - index.first_step[columns["row"]]) * columns["step_minutes"]
-    history = columns["traffic"].shape[2] - request.horizon
-    minutes = (first[:, None] + (history + np.arange(t)) * columns["step_minutes"][:, None])[window]
-    services = np.array(windows.store.services, dtype=object)
+    slots = columns["traffic"].shape[2] - request.horizon + np.arange(request.horizon)
+    b, _, c, t, s = draws.shape
+    return draws_table(
+        draws,
+        answered=np.broadcast_to((sites != "")[:, None, None], (b, c, t, s)),
+        cities=np.array(index.cities, dtype=object)[columns["city"]],
+        sites=sites,
+        minutes=first[:, None] + slots * columns["step_minutes"][:, None],
+        services=windows.store.services,
+        quantiles=request.quantiles,
+        keep_draws=request.keep_draws,
+    )
+
+
+def draws_table(
+    draws: torch.Tensor,
+    *,
+    answered: NDArray[np.bool_],
+    cities: NDArray[np.object_],
+    sites: NDArray[np.object_],
+    minutes: NDArray[np.int64],
+    services: Sequence[str],
+    quantiles: Sequence[float],
+    keep_draws: bool,
+) -> pa.Table:
+    """What draws (b, n, c, t, s) say where `answered` (b, c, t, s), one row a (site, service, slot), in that order.
+
+    `cities` (b,) and `sites` (b, s) are names, `minutes` (b, t) the slots' times from 1970-01-01 on the wall clock. See `forecast_table`.
+    """
+    window, site, service, slot = np.nonzero(answered.transpose(0, 3, 1, 2))
+    values = draws[window, :, service, slot, site].double()  # rows of n draws
     ordered = values.sort(dim=1).values
     table = {
-        "city": pa.array(np.repeat(city, c * t), pa.string()).dictionary_encode(),
-        "unique_id": pa.array(np.repeat(sites[window, site], c * t), pa.string()).dictionary_encode(),
-        "service": pa.array(np.tile(np.repeat(services, t), len(window)), pa.string()).dictionary_encode(),
-        "ds": pa.array(np.repeat(minutes[:, None], c, axis=1).reshape(-1) * 60, pa.timestamp("s")),
+        "city": pa.array(cities[window], pa.string()).dictionary_encode(),
+        "unique_id": pa.array(sites[window, site], pa.string()).dictionary_encode(),
+        "service": pa.array(np.array(services, dtype=object)[service], pa.string()).dictionary_encode(),
+        "ds": pa.array(minutes[window, slot] * 60, pa.timestamp("s")),
         "mean": values.mean(dim=1).numpy(),
     }
-    levels = zip(quantile_names(request.quantiles), request.quantiles, strict=True)
-    table |= {name: ordered_quantile(ordered, level).numpy() for name, level in levels}
-    if request.keep_draws:
-        table["draws"] = pa.FixedSizeListArray.from_arrays(pa.array(values.float().flatten().numpy()), n)
+    table |= {name: ordered_quantile(ordered, level).numpy() for name, level in zip(quantile_names(quantiles), quantiles, strict=True)}
+    if keep_draws:
+        table["draws"] = pa.FixedSizeListArray.from_arrays(pa.array(values.float().flatten().numpy()), draws.shape[1])
     return pa.table(table)
 
 

@@ -11,7 +11,7 @@ scaling happens inside the Forecaster. `NaN` means "never measured": such entrie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -163,6 +163,31 @@ class TrafficBatch:
             context={name: value[index] for name, value in self.context.items()},
         )
 
+    @classmethod
+    def cat(cls, parts: Sequence[TrafficBatch]) -> TrafficBatch:
+        """The windows of several batches of one shape and with the same contexts, one after another."""
+        return cls(
+            traffic=torch.cat([part.traffic for part in parts]),
+            known=torch.cat([part.known for part in parts]),
+            clock=torch.cat([part.clock for part in parts]),
+            step_minutes=torch.cat([part.step_minutes for part in parts]),
+            key=torch.cat([part.key for part in parts]),
+            space=_joined_space([part.space for part in parts]),
+            context={name: torch.cat([part.context[name] for part in parts]) for name in parts[0].context},
+        )
+
+
+def _joined_space(parts: Sequence[Space]) -> Space:
+    if len(parts) == 1:
+        return parts[0]
+    assert all(part.grid == parts[0].grid and part.edges is None for part in parts), "windows of one shape, without edges between them"
+    return Space(xy=_joined([part.xy for part in parts]), grid=parts[0].grid)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts one after another; None where the first is."""
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -253,6 +278,20 @@ class Scale:
             knots=None if self.knots is None else self.knots[index],
         )
 
+    @classmethod
+    def cat(cls, parts: Sequence[Scale]) -> Scale:
+        """The scales of several batches, one after another."""
+        return cls(
+            level=torch.cat([part.level for part in parts]),
+            prior=torch.cat([part.prior for part in parts]),
+            spread=torch.cat([part.spread for part in parts]),
+            ceiling=torch.cat([part.ceiling for part in parts]),
+            dead=torch.cat([part.dead for part in parts]),
+            silent=torch.cat([part.silent for part in parts]),
+            asinh=parts[0].asinh,
+            knots=_joined([part.knots for part in parts]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
@@ -286,6 +325,36 @@ class Condition:
             field=chosen(self.field),
             marginals=chosen(self.marginals),
             free=None if self.free is None else self.free.select(index),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Condition]) -> Condition:
+        """The conditions of several batches of one shape, one after another."""
+        free = [part.free for part in parts if part.free is not None]
+        return cls(
+            known=torch.cat([part.known for part in parts]),
+            space=_joined_space([part.space for part in parts]),
+            vector=_joined([part.vector for part in parts]),
+            tokens=_joined([part.tokens for part in parts]),
+            field=_joined([part.field for part in parts]),
+            marginals=_joined([part.marginals for part in parts]),
+            free=cls.cat(free) if free else None,
+        )
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        return Condition(
+            known=self.known.to(device),
+            space=self.space.to(device),
+            vector=moved(self.vector),
+            tokens=moved(self.tokens),
+            field=moved(self.field),
+            marginals=moved(self.marginals),
+            free=None if self.free is None else self.free.to(device),
         )
 
 

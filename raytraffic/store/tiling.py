@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from raytraffic.sources.city import City
 
-__all__ = ["Tiles", "tile_city"]
+__all__ = ["Tiles", "tile_city", "tile_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,4 +43,9 @@ def _cut_grid(grid: tuple[int, int], tile: tuple[int, int]) -> Tiles:
     padded = np.full((rows * tile[0], columns * tile[1]), -1, dtype=np.int64)
     padded[: grid[0], : grid[1]] = np.arange(grid[0] * grid[1]).reshape(grid)
     cells = padded.reshape(rows, tile[0], columns, tile[1]).swapaxes(1, 2).reshape(rows * columns, -1)
-    return Tiles(tuple(f"r{row:03d}c{column:03d}" for row in range(rows) for column in range(columns)), cells)
+    return Tiles(tuple(tile_name(row, column) for row in range(rows) for column in range(columns)), cells)
+
+
+def tile_name(row: int, column: int) -> str:
+    """The name of a grid's tile by its row and column of tiles."""
+    return f"r{row:03d}c{column:03d}"

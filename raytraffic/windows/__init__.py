@@ -1,7 +1,7 @@
 """Windows cut from the prepared store while streaming, in a training order that can resume at any sample."""
 
 from raytraffic.windows.collate import to_batch
-from raytraffic.windows.cut import Columns, RunReader, cut_windows
+from raytraffic.windows.cut import Columns, RunReader, city_columns, cut_windows
 from raytraffic.windows.order import Pool, TrainingOrder, evaluation_windows
 from raytraffic.windows.view import Selection, Windows, windows_for
 
@@ -12,6 +12,7 @@ __all__ = [
     "Selection",
     "TrainingOrder",
     "Windows",
+    "city_columns",
     "cut_windows",
     "evaluation_windows",
     "to_batch",

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from raytraffic.kriging import HOURS, MODES
 from raytraffic.randomness import fold_numpy
-from raytraffic.store import Statistics, Store
+from raytraffic.store import CityStatistics, Statistics, Store
 from raytraffic.store.shards import Run, decode
 from raytraffic.store.statistics import clock
 
-__all__ = ["Columns", "RunReader", "cut_windows"]
+__all__ = ["Columns", "RunReader", "city_columns", "cut_windows"]
 
 #: Axes n window, c service, t step, k POI category, s cell; see `cut_windows`.
 Columns = dict[str, NDArray]
@@ -152,19 +152,30 @@ def _entries(reader: RunReader, rows: _Ints, offset: _Ints, window: int, horizon
 
 def _measured(store: Store, city: _Ints, slot: _Ints, weekday: _Ints, statistics: Statistics) -> Columns:
     """Profile (n, t), reference (n, c), modes (n, t, MODES) and persistence (n, p) of each window's city."""
-    n = len(city)
-    found = {
-        "profile": np.ones(slot.shape, dtype=np.float32),
-        "reference": np.full((n, len(store.services)), np.nan, dtype=np.float32),
-        "modes": np.full((*slot.shape, MODES), np.nan, dtype=np.float32),
-        "persistence": np.full((n, 1 + len(HOURS)), np.nan, dtype=np.float32),
-    }
+    nothing = city_columns(None, slot, weekday, len(store.services))
     for code in np.unique(city):
-        known = statistics.get(store.index.cities[code])
-        if known is not None:
-            mine = city == code
-            found["profile"][mine] = np.array(known.profile, dtype=np.float32)[weekday[mine], slot[mine]]
-            found["reference"][mine] = known.reference
-            found["modes"][mine] = np.array(known.modes, dtype=np.float32)[slot[mine]]
-            found["persistence"][mine] = known.persistence or np.nan
-    return found
+        mine = city == code
+        known = city_columns(statistics.get(store.index.cities[code]), slot[mine], weekday[mine], len(store.services))
+        for name, values in known.items():
+            nothing[name][mine] = values
+    return nothing
+
+
+def city_columns(known: CityStatistics | None, slot: _Ints, weekday: _Ints, services: int) -> Columns:
+    """Profile (n, t), reference (n, c), modes (n, t, MODES) and persistence (n, p) of windows of one city at slots of day (n, t) and
+    weekdays (n, t); 1 and NaN where nothing is known of it."""
+    n = len(slot)
+    if known is None:
+        return {
+            "profile": np.ones(slot.shape, dtype=np.float32),
+            "reference": np.full((n, services), np.nan, dtype=np.float32),
+            "modes": np.full((*slot.shape, MODES), np.nan, dtype=np.float32),
+            "persistence": np.full((n, 1 + len(HOURS)), np.nan, dtype=np.float32),
+        }
+    persistence = known.persistence or (np.nan,) * (1 + len(HOURS))
+    return {
+        "profile": np.array(known.profile, dtype=np.float32)[weekday, slot],
+        "reference": np.tile(np.array(known.reference, dtype=np.float32), (n, 1)),
+        "modes": np.array(known.modes, dtype=np.float32)[slot],
+        "persistence": np.tile(np.array(persistence, dtype=np.float32), (n, 1)),
+    }

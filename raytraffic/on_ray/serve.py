@@ -1,0 +1,211 @@
+"""The Serve application: gateway -> embedder -> conditioner -> sampler, for `serve run serve_configs/*.yaml` and `raytraffic serve`.
+
+The gateway reads and checks requests and cuts them into chunks of tiles; what a stage makes of a chunk goes to the next one without coming
+back to it. What a stage may use, how it scales and what may queue before it stands in the Serve config, under the deployments' names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from raytraffic.config import ServeConfig
+from raytraffic.diffusion.samplers import Sampler
+from raytraffic.on_ray.cluster import connect
+from raytraffic.on_ray.stages import Conditioner, Embedder, SamplerStage
+from raytraffic.serving.access import Access, is_loopback, read_token
+from raytraffic.serving.admission import Admission, Busy
+from raytraffic.serving.cities import Cities
+from raytraffic.serving.limits import Limits
+from raytraffic.serving.models import ServedModel, served_model
+from raytraffic.serving.routes import build_api, guarded
+from raytraffic.serving.service import Expired, ForecastService
+from raytraffic.types import Forecast, TrafficBatch
+
+__all__ = ["ServeArgs", "app", "serve_checkpoints"]
+
+_LOG = logging.getLogger("raytraffic.serving")
+_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
+
+
+class ServeArgs(BaseModel):
+    """The `args` of the application in a Serve config; a misspelt one is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoints: dict[str, str] = Field(
+        min_length=1, description="Name and folder (or s3:// URL) of each served model; the first is the default."
+    )
+    store: str | None = Field(None, description="A prepared store: its cities' profiles and levels are used where a request names one.")
+    token_file: str | None = Field(
+        None, description="File with the bearer token; else the environment's. Without a token only loopback is served."
+    )
+    limits: Limits = Limits()
+    tile: tuple[int, int] = Field((4, 4), description="Rows and columns of a tile, as the models' stores were prepared with.")
+    chunk_tiles: int = Field(16, ge=1, description="Tiles that go through the stages together.")
+    chunks_at_once: int = Field(
+        3, ge=1, description="Chunks of one request on their way at a time: while one is sampled the next is conditioned."
+    )
+    most_wait_s: float = Field(2.0, gt=0, description="A request is refused (503) when what waits already takes longer.")
+    most_requests: int = Field(64, ge=1, description="Requests a gateway works on at a time.")
+    cache_mib: float = Field(256, gt=0, description="Site embeddings an embedder keeps.")
+    warm: bool = Field(True, description="A gateway takes requests only after each model has answered one.")
+
+
+class _RemoteStages:
+    """The stages behind Serve handles."""
+
+    def __init__(self, embedder: DeploymentHandle, conditioner: DeploymentHandle, sampler: DeploymentHandle) -> None:
+        self.embedder, self.conditioner, self.sampler = embedder, conditioner, sampler
+
+    async def forecast(self, model: ServedModel, batch: TrafficBatch, sampler: Sampler, draws: int, seed: int, deadline: float) -> Forecast:
+        """See raytraffic.serving.service.Stages."""
+        embedder, conditioner, stage = (
+            handle.options(multiplexed_model_id=model.key) for handle in (self.embedder, self.conditioner, self.sampler)
+        )
+        env: Any = None
+        if model.poi_categories and "env" not in batch.context:
+            env = embedder.remote(model.key, batch.context["poi"])
+        # Responses are handed on before they are there: arrays go from stage to stage, not through the gateway.
+        condition = conditioner.remote(model.key, batch, env, sampler.guidance != 1)
+        drawn = stage.remote(model.key, batch, condition, sampler, draws, seed, deadline)
+        try:
+            forecast: Forecast | None = await drawn
+        except BackPressureError:
+            raise Busy(1.0) from None
+        except asyncio.CancelledError:
+            for response in (env, condition, drawn):
+                if response is not None:
+                    response.cancel()
+            raise
+        if forecast is None:
+            raise Expired
+        return forecast
+
+
+class _Meters:
+    """What the gateway counts."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self._requests = Counter("raytraffic_requests", "HTTP requests.", tag_keys=("route", "status"))  # type: ignore[arg-type]
+        self._seconds = Histogram("raytraffic_request_seconds", "Time of an HTTP request.", boundaries=_SECONDS, tag_keys=("route",))
+        self._waiting = Gauge("raytraffic_waiting_work", "Rows times sampler steps that were taken in and are not done.")
+        self._wait = Gauge("raytraffic_expected_wait_seconds", "Time in which they will be.")
+
+    def observe(self, route: str, status: int, seconds: float) -> None:
+        """One request is over."""
+        self._requests.inc(1, {"route": route, "status": str(status)})
+        self._seconds.observe(seconds, {"route": route})
+        self._waiting.set(self.admission.waiting)
+        self._wait.set(self.admission.wait_s())
+
+
+class Gateway:
+    """HTTP in, HTTP out; every answer carries the request id that the log lines carry (Serve's proxy gives it)."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: ServeArgs, embedder: DeploymentHandle, conditioner: DeploymentHandle, sampler: DeploymentHandle
+    ) -> None:
+        logging.getLogger("raytraffic").setLevel(logging.INFO)
+        torch.set_num_threads(1)
+        models = {name: served_model(name, folder) for name, folder in args.checkpoints.items()}
+        admission = Admission(args.most_wait_s, args.most_requests)
+        self._service = ForecastService(
+            models=models,
+            cities=Cities(args.store),
+            limits=args.limits,
+            stages=_RemoteStages(embedder, conditioner, sampler),
+            admission=admission,
+            tile=args.tile,
+            chunk_tiles=args.chunk_tiles,
+            chunks_at_once=args.chunks_at_once,
+        )
+        self._access = Access(read_token(args.token_file))
+        self._meters = _Meters(admission)
+        self._ready = False
+        if args.warm:
+            await self._warm(models)
+        self._ready = True
+        served = ", ".join(f"{model.name} {model.version} ({model.folder})" for model in models.values())
+        _LOG.info("serving %s; cities: %s; %r", served, ", ".join(self._service.cities.names) or "none", self._access)
+
+    async def _warm(self, models: Mapping[str, ServedModel]) -> None:
+        """Every stage has loaded every model, and has drawn once, before this gateway is asked anything."""
+        for model in models.values():
+            await self._service.stages.forecast(model, _blank(model), Sampler(steps=1), 1, 0, time.time() + 600)
+
+    async def _is_ready(self) -> bool:
+        return self._ready
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return guarded(build_api(self._service, self._is_ready), self._service, self._access, self._meters.observe)
+
+
+def _blank(model: ServedModel) -> TrafficBatch:
+    """A window in which half is known, to warm a model up."""
+    t, c = model.window, model.services
+    known = (torch.arange(t) < t // 2)[None, None, :, None].expand(1, c, t, 1)
+    return TrafficBatch(
+        traffic=known.float(),
+        known=known,
+        clock=torch.stack((torch.arange(t) % 24, torch.zeros(t, dtype=torch.int64)), dim=-1)[None],
+        step_minutes=torch.tensor([60]),
+        key=torch.zeros(1, dtype=torch.int64),
+        context={"poi": torch.zeros(1, len(model.poi_categories), 1)} if model.poi_categories else {},
+    )
+
+
+def app(args: ServeArgs) -> serve.Application:
+    """The application of a Serve config's `args`; ValueError where a checkpoint, the store or the token cannot be used."""
+    for name, folder in args.checkpoints.items():
+        served_model(name, folder)
+    if args.store is not None:
+        Cities(args.store).names  # noqa: B018 - opened here, so that a mistake is told before anything is deployed
+    read_token(args.token_file)
+    stages = (
+        _deployment("embedder", Embedder, cpus=0.1, ongoing=32).bind(args.cache_mib),
+        _deployment("conditioner", Conditioner, cpus=0.5, ongoing=16).bind(),
+        _deployment("sampler", SamplerStage, cpus=1.0, ongoing=32).bind(),
+    )
+    return _deployment("gateway", serve.ingress()(Gateway), cpus=0.2, ongoing=2 * args.most_requests).bind(args, *stages)
+
+
+def _deployment(name: str, kind: Any, cpus: float, ongoing: int) -> serve.Deployment:
+    """What holds where a Serve config says nothing else: one replica each, all four on two CPU cores."""
+    return serve.deployment(name=name, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": cpus})(kind)
+
+
+def serve_checkpoints(config: ServeConfig) -> str:
+    """Serves until it is interrupted; returns what was served.
+
+    Raises ValueError where it would listen to other machines without a token.
+    """
+    if not is_loopback(config.host) and read_token(config.token_file) is None:
+        raise ValueError(
+            f"host: {config.host!r} without a token, expected 127.0.0.1, or a token: token_file, or the environment's "
+            "RAYTRAFFIC_SERVE_TOKEN_FILE"
+        )
+    names = dict(checkpoint.partition("=")[::2] for checkpoint in config.checkpoints)
+    args = ServeArgs(checkpoints=names, store=config.store, token_file=config.token_file)
+    application = app(args)
+    connect()
+    serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": args.limits.timeout_s + 30})
+    serve.run(application, name="raytraffic", route_prefix="/", logging_config={"log_level": "WARNING"})
+    print(f"raytraffic serves {', '.join(names)} at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        serve.shutdown()
+    return f"served {', '.join(names)}"

@@ -1,0 +1,60 @@
+"""What a server knows of the models it serves without loading their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from raytraffic import registry
+from raytraffic.checkpoint import CALIBRATION, CONFIG, read_committed, read_marker
+from raytraffic.config import from_json
+from raytraffic.diffusion.samplers import Sampler
+from raytraffic.files import Location
+
+__all__ = ["ServedModel", "served_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A checkpoint under the name it is asked for by.
+
+    version   the first digits of the SHA-256 of the checkpoint's marker, which names the hash of every file of it
+    window, services, poi_categories, contexts, sampler   what its configuration says of its inputs and of how it samples
+    """
+
+    name: str
+    folder: str
+    version: str
+    model: str
+    window: int
+    services: int
+    poi_categories: tuple[str, ...]
+    contexts: tuple[str, ...]
+    sampler: Sampler
+    calibrated: bool
+
+    @property
+    def key(self) -> str:
+        """Names folder and version; a stage that is given it loads exactly this checkpoint."""
+        return f"{self.version}@{self.folder}"
+
+
+def served_model(name: str, folder: str) -> ServedModel:
+    """The checkpoint in a folder (or s3:// URL); ValueError where there is no whole one."""
+    location = Location.of(folder)
+    marker = read_marker(location)
+    content = json.loads(read_committed(location, CONFIG))
+    config = from_json(registry.model(content["model"]).config, content["config"], str(location.child(CONFIG)))
+    return ServedModel(
+        name=name,
+        folder=folder,
+        version=hashlib.sha256(marker).hexdigest()[:12],
+        model=content["model"],
+        window=config.window,
+        services=config.services,
+        poi_categories=config.poi_categories if "poi" in config.contexts else (),
+        contexts=tuple(config.contexts),
+        sampler=config.forecaster.sampler,
+        calibrated=CALIBRATION in json.loads(marker),
+    )

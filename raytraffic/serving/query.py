@@ -1,0 +1,350 @@
+"""A forecast request: its fields, how JSON and Arrow bodies are read, and what is refused, by the path of the field.
+
+Both bodies hold the same: settings (`Ask`), and columns with one entry a station. In JSON columns are fields of the body; in Arrow they are
+columns of the table (`traffic` or `traffic.<service>` and `users` lists of slots, `poi.<category>` counts) and the settings stand
+as JSON in the schema's metadata under `raytraffic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from raytraffic.serving.limits import Limits
+from raytraffic.serving.models import ServedModel
+from raytraffic.sources.city import STEP_MINUTES
+
+__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "Refused", "problems", "read_arrow", "read_json"]
+
+ARROW = "application/vnd.apache.arrow.stream"
+METADATA = b"raytraffic"
+_EPOCH = datetime(1970, 1, 1)
+_LONGEST_NAME = 256
+
+_Floats = NDArray[np.float32]
+Matrix = list[list[float | None]]
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
+    """A request that is not served: an HTTP status (413, 422) and problems, each with `loc`, `msg` and `type`."""
+
+    def __init__(self, problems: Sequence[Mapping[str, Any]], status: int = 422) -> None:
+        super().__init__("; ".join(f"{'.'.join(str(part) for part in p['loc'])}: {p['msg']}" for p in problems))
+        self.problems = list(problems)
+        self.status = status
+
+    @classmethod
+    def of(cls, loc: Sequence[str | int], value: object, expected: str, status: int = 422) -> Refused:
+        """One problem: the field at `loc` has `value` where `expected` was."""
+        return cls([{"loc": ["body", *loc], "msg": f"{value}, expected {expected}", "type": "value_error"}], status)
+
+
+class Ask(BaseModel):
+    """The settings of a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, max_length=_LONGEST_NAME, description="A served model's name; the server's first if not given.")
+    city: str | None = Field(
+        None,
+        max_length=_LONGEST_NAME,
+        description="A city the server has measured (GET /v1/cities): its weekly profile and levels are used. Without it the "
+        "forecast rests on the request's history alone.",
+    )
+    start: datetime = Field(description="Local wall-clock time of the first slot of history, without zone, on a whole step.")
+    step_minutes: int = Field(description=f"Minutes of a slot, one of {STEP_MINUTES}.")
+    task: Literal["short", "long", "generation"] | None = Field(
+        None,
+        description="short and long: the horizons a model was trained for (a quarter and three quarters of its window); generation: every "
+        "null of `traffic` is answered (stations without history, gaps) and nothing after it. Exactly one of task and horizon.",
+    )
+    horizon: int | None = Field(None, ge=1, description="Slots after the history that are forecast, any number.")
+    quantiles: list[float] = Field([0.1, 0.5, 0.9], description="Increasing levels in [0, 1].")
+    draws: int = Field(20, ge=1, description="Draws of the forecast.")
+    keep_draws: bool = Field(False, description="Answer the draws themselves too.")
+    steps: int | None = Field(None, ge=1, description="Sampler steps; the model's own number if not given.")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="The same request with the same seed has the same answer.")
+    timeout_s: float | None = Field(None, gt=0, description="The work is dropped when the answer takes longer.")
+    stream: bool = Field(False, description="Answer station groups as they are ready: an Arrow stream, or one JSON object a line.")
+
+
+class Stations(BaseModel):
+    """Columns that say what each station is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: list[str] = Field(description="Unique names.")
+    row: list[int] | None = Field(None, description="With `column`: the station's cell of the city's grid, so that near cells help.")
+    column: list[int] | None = None
+    poi: dict[str, list[float]] | None = Field(None, description="Counts of points of interest, by category.")
+
+
+class JsonBody(Ask):
+    """A request in JSON."""
+
+    stations: Stations
+    traffic: Matrix | dict[str, Matrix] | None = Field(
+        None,
+        description="Measured traffic, one list of slots a station, null where nothing was measured; by service where a model has several. "
+        "May be left out in generation, which then answers one whole window.",
+    )
+    users: Matrix | None = Field(None, description="Active users, as `traffic`; they count only where traffic is known.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Query:
+    """A request that was read and checked (axes: c service, t slot of history, s station).
+
+    traffic (c, t, s) and users (t, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; poi by category (s,).
+    """
+
+    ask: Ask
+    ids: tuple[str, ...]
+    model: ServedModel
+    services: tuple[str, ...]
+    traffic: _Floats
+    users: _Floats | None
+    cell: NDArray[np.int64] | None
+    poi: Mapping[str, _Floats]
+
+    @property
+    def start_minute(self) -> int:
+        """Minutes from 1970-01-01 to the first slot, on the city's wall clock."""
+        return int((self.ask.start - _EPOCH).total_seconds()) // 60
+
+
+def read_json(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
+    """The query of a JSON body; Refused with the path of what is wrong."""
+    try:
+        content = JsonBody.model_validate_json(body)
+    except ValidationError as error:
+        raise Refused(problems(error)) from None
+    _count(len(content.stations.id), limits)
+    ask = Ask(**{name: getattr(content, name) for name in Ask.model_fields})
+    given = content.traffic if isinstance(content.traffic, dict) else {} if content.traffic is None else {"traffic": content.traffic}
+    named = isinstance(content.traffic, dict)
+    matrices = {
+        name: _matrix(rows, ["traffic", name] if named else ["traffic"], len(content.stations.id), limits) for name, rows in given.items()
+    }
+    users = None if content.users is None else _matrix(content.users, ["users"], len(content.stations.id), limits)
+    poi = {name: np.array(counts, dtype=np.float64) for name, counts in (content.stations.poi or {}).items()}
+    return _query(ask, content.stations.id, matrices, users, content.stations.row, content.stations.column, poi, limits, models)
+
+
+def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
+    """The query of an Arrow IPC stream; Refused with the path of what is wrong."""
+    try:
+        reader = pa.ipc.open_stream(body)
+        ask_json = (reader.schema.metadata or {}).get(METADATA)
+        table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise Refused.of([], str(error).partition("\n")[0], "an Arrow IPC stream") from None
+    if ask_json is None:
+        raise Refused.of(["metadata"], "no 'raytraffic'", "the settings as JSON under this key of the schema's metadata")
+    try:
+        ask = TypeAdapter(Ask).validate_json(ask_json)
+    except ValidationError as error:
+        raise Refused(problems(error)) from None
+    names = table.column_names
+    if len(set(names)) < len(names):
+        raise Refused.of(["columns"], names, "different names")
+    unknown = [n for n in names if n not in ("id", "row", "column", "users", "traffic") and not n.startswith(("traffic.", "poi."))]
+    if unknown or "id" not in names:
+        raise Refused.of(["columns"], unknown or names, "id, row, column, traffic or traffic.<service>, users, poi.<category>")
+    _count(len(table), limits)
+    ids = _values(table, "id", pa.string())
+    lists = {name: _lists(table, name, limits) for name in names if name in ("traffic", "users") or name.startswith("traffic.")}
+    users = lists.pop("users", None)
+    matrices = {name.removeprefix("traffic."): values for name, values in lists.items()}
+    row, column = (_values(table, name, pa.int64()) if name in names else None for name in ("row", "column"))
+    poi = {name.removeprefix("poi."): np.array(_values(table, name, pa.float64())) for name in names if name.startswith("poi.")}
+    return _query(ask, ids, matrices, users, row, column, poi, limits, models)
+
+
+def _query(
+    ask: Ask,
+    ids: Sequence[str],
+    matrices: Mapping[str, NDArray],
+    users: NDArray | None,
+    row: Sequence[int] | None,
+    column: Sequence[int] | None,
+    poi: Mapping[str, NDArray],
+    limits: Limits,
+    models: Mapping[str, ServedModel],
+) -> Query:
+    """The checks that both kinds of body share."""
+    _check_settings(ask, limits, models)
+    _check_names(ids)
+    model = models[ask.model or next(iter(models))]
+    services = tuple(matrices) or ("traffic",)
+    if len(services) != model.services:
+        raise Refused.of(["traffic"], f"services {list(services)}", f"{model.services}, as the model was trained on")
+    foreign = sorted(set(poi) - set(model.poi_categories))
+    if foreign:
+        raise Refused.of(["stations", "poi"], foreign, f"categories of the model, {list(model.poi_categories)}")
+    if not matrices:
+        if ask.task != "generation":
+            raise Refused.of(["traffic"], "missing", "the stations' history (only generation goes without)")
+        matrices = {"traffic": np.full((len(ids), model.window), np.nan)}
+    shapes = {name: values.shape for name, values in matrices.items()} | ({} if users is None else {"users": users.shape})
+    if len(set(shapes.values())) > 1:
+        raise Refused.of(["traffic"], shapes, "as many slots of every service and of users")
+    traffic = np.stack([_numbers(values, "traffic", limits.traffic) for values in matrices.values()])
+    _check_amount(ask, traffic, limits)
+    for name, counts in poi.items():
+        if counts.shape != (len(ids),) or not np.isfinite(counts).all() or (counts < 0).any() or (counts > 1e9).any():
+            raise Refused.of(["stations", "poi", name], f"{counts.size} counts", f"{len(ids)} finite counts in [0, 1e9]")
+    return Query(
+        ask=ask,
+        ids=tuple(ids),
+        model=model,
+        services=services,
+        traffic=traffic.transpose(0, 2, 1).astype(np.float32),
+        users=None if users is None else _numbers(users, "users", limits.traffic).T.astype(np.float32),
+        cell=_cells(row, column, len(ids)),
+        poi={name: counts.astype(np.float32) for name, counts in poi.items()},
+    )
+
+
+def _check_settings(ask: Ask, limits: Limits, models: Mapping[str, ServedModel]) -> None:
+    if ask.model is not None and ask.model not in models:
+        raise Refused.of(["model"], repr(ask.model), f"one of {list(models)}")
+    if ask.step_minutes not in STEP_MINUTES:
+        raise Refused.of(["step_minutes"], ask.step_minutes, f"one of {STEP_MINUTES}")
+    start = ask.start
+    if start.tzinfo is not None or not 1970 <= start.year <= 2200:
+        raise Refused.of(["start"], start.isoformat(), "a local time of the years 1970 to 2200, without zone")
+    if start.second or start.microsecond or (start.hour * 60 + start.minute) % ask.step_minutes:
+        raise Refused.of(["start"], start.isoformat(), f"a time on a whole {ask.step_minutes}-minute slot")
+    if (ask.task is None) == (ask.horizon is None):
+        raise Refused.of(["horizon"], f"task {ask.task}, horizon {ask.horizon}", "exactly one of task and horizon")
+    for name, value, most in (
+        ("horizon", ask.horizon or 1, limits.horizon),
+        ("draws", ask.draws, limits.draws),
+        ("steps", ask.steps or 1, limits.steps),
+        ("timeout_s", ask.timeout_s or 0, limits.timeout_s),
+    ):
+        if value > most:
+            raise Refused.of([name], value, f"at most {most}")
+    levels = ask.quantiles
+    if len(levels) > limits.quantiles or any(not 0 <= level <= 1 for level in levels) or levels != sorted(set(levels)):
+        raise Refused.of(["quantiles"], str(levels)[:80], f"at most {limits.quantiles} increasing levels in [0, 1]")
+
+
+def _check_names(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for i, name in enumerate(ids):
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise Refused.of(["stations", "id", i], repr(name[:40]), f"1 to {_LONGEST_NAME} printable characters")
+        if name in seen:
+            raise Refused.of(["stations", "id", i], repr(name), "a name that no other station has")
+        seen.add(name)
+
+
+def _check_amount(ask: Ask, traffic: NDArray, limits: Limits) -> None:
+    """`traffic` (c, s, t)."""
+    c, s, t = traffic.shape
+    answered = t if ask.task == "generation" else ask.horizon or t
+    values = c * s * answered * (ask.draws if ask.keep_draws else 1)
+    if values > limits.answer_values:
+        raise Refused.of(["stations"], f"an answer of {values:,} values", f"at most {limits.answer_values:,}; ask for fewer at a time", 413)
+    missing = np.isnan(traffic)
+    begun = ~missing.all(axis=(0, 2))
+    if ask.task != "generation":
+        if not begun.all():
+            i = int(np.flatnonzero(~begun)[0])
+            raise Refused.of(["traffic", i], "only nulls", "measurements of every station (task generation answers stations without any)")
+        if missing.mean() > limits.missing:
+            raise Refused.of(["traffic"], f"{missing.mean():.1%} null", f"at most {limits.missing:.1%}")
+    elif not missing.any():
+        raise Refused.of(["traffic"], "no null", "at least one, for generation answers nulls")
+
+
+def _count(stations: int, limits: Limits) -> None:
+    if not 1 <= stations <= limits.stations:
+        raise Refused.of(["stations"], stations, f"1 to {limits.stations} stations", 422 if stations == 0 else 413)
+
+
+def _matrix(rows: Matrix, loc: list[str], stations: int, limits: Limits) -> NDArray:
+    """(s, t) float64, null as NaN."""
+    if len(rows) != stations:
+        raise Refused.of(loc, f"{len(rows)} lists", f"{stations}, one a station")
+    slots = len(rows[0])
+    for i, row in enumerate(rows):
+        if len(row) != slots:
+            raise Refused.of([*loc, i], f"{len(row)} slots", f"{slots}, as of the first station")
+    _slots(slots, loc, limits)
+    return np.array(rows, dtype=np.float64).reshape(stations, slots)
+
+
+def _lists(table: pa.Table, name: str, limits: Limits) -> NDArray:
+    """(s, t) float64 of a list column, null as NaN."""
+    column = table.column(name).combine_chunks()
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise Refused.of(["columns", name], kind, "a list of numbers a station")
+    if column.null_count:
+        raise Refused.of(["columns", name], f"{column.null_count} stations of null", "a list a station")
+    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) != 1:
+        raise Refused.of(["columns", name], f"lists of {int(lengths[0])} to {int(lengths[-1])} slots", "as many slots of every station")
+    _slots(int(lengths[0]), ["columns", name], limits)
+    try:
+        flat = column.flatten().cast(pa.float64())
+    except pa.ArrowException:
+        raise Refused.of(["columns", name], kind, "a list of numbers a station") from None
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
+
+
+def _values(table: pa.Table, name: str, kind: pa.DataType) -> list[Any]:
+    column = table.column(name)
+    if column.null_count:
+        raise Refused.of(["columns", name], f"{column.null_count} nulls", "a value for every station")
+    try:
+        return list(column.cast(kind).to_pylist())
+    except pa.ArrowException:
+        raise Refused.of(["columns", name], column.type, str(kind)) from None
+
+
+def _slots(slots: int, loc: list[str], limits: Limits) -> None:
+    if not 1 <= slots <= limits.history:
+        raise Refused.of(loc, f"{slots} slots", f"1 to {limits.history}", 422 if slots == 0 else 413)
+
+
+def _numbers(values: NDArray, name: str, largest: float) -> NDArray:
+    """The values (s, t), all of them NaN or in [0, largest]."""
+    bad = ~(np.isnan(values) | ((values >= 0) & (values <= largest)))
+    if bad.any():
+        station, slot = (int(i) for i in np.argwhere(bad)[0])
+        raise Refused.of([name, station, slot], values[station, slot], f"null or a number in [0, {largest:g}]")
+    return values
+
+
+def _cells(row: Sequence[int] | None, column: Sequence[int] | None, stations: int) -> NDArray[np.int64] | None:
+    """(s, 2), or None where no station has a cell."""
+    if row is None and column is None:
+        return None
+    if row is None or column is None or len(row) != stations or len(column) != stations:
+        raise Refused.of(["stations", "row" if row is None else "column"], "missing or of another length", "a row and a column a station")
+    if min(*row, *column) < 0 or max(*row, *column) >= 2**20:
+        raise Refused.of(["stations", "row"], f"{min(*row, *column)}..{max(*row, *column)}", "cells counted from 0, fewer than 2^20 a side")
+    cells = np.array([row, column], dtype=np.int64).T
+    if len(np.unique(cells, axis=0)) < stations:
+        raise Refused.of(["stations", "row"], "two stations in one cell", "a cell of its own for every station")
+    return cells
+
+
+def problems(error: ValidationError) -> list[dict[str, Any]]:
+    """Pydantic's findings, the first few, without the input (it may be large)."""
+    return [
+        {"loc": ["body", *found["loc"]], "msg": found["msg"], "type": found["type"]}
+        for found in error.errors(include_url=False, include_input=False, include_context=False)[:10]
+    ]
