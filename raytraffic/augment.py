@@ -16,11 +16,23 @@ from raytraffic.kriging import ALIVE, LOG_LEVEL, REACH, Nearness, cell_distance
 from raytraffic.randomness import derive, normal, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["Augmentation", "augment", "drop_contexts", "forget_cities", "jitter_levels", "shift_rhythm", "silence_cells", "turn_tiles"]
+__all__ = [
+    "Augmentation",
+    "augment",
+    "drop_contexts",
+    "expect_users",
+    "forget_cities",
+    "jitter_levels",
+    "shift_rhythm",
+    "silence_cells",
+    "turn_tiles",
+]
 
 _STREAM = 2
 _SHIFT_HOURS = 1.5
-_ALONG_CELLS = ("users", "poi")
+_USERS = ("users", "expected_users")
+_ALONG_CELLS = (*_USERS, "poi")
+_EXPECTATION_ERROR = 0.1
 
 
 class Augmentation(Protocol):
@@ -38,11 +50,14 @@ class Augmentation(Protocol):
     def forget_cities(self) -> float: ...
     @property
     def drop_contexts(self) -> float: ...
+    @property
+    def expect_users(self) -> float: ...
 
 
 def augment(batch: TrafficBatch, seeds: Tensor, how: Augmentation) -> TrafficBatch:
     """All of it, as training does; the augmentation of window i is a function of `seeds[i]` (b,) alone."""
     batch = turn_tiles(batch, seeds) if how.turn_tiles else batch
+    batch = expect_users(batch, seeds, how.expect_users) if how.expect_users else batch
     batch = silence_cells(batch, seeds, how.silence_cells) if how.silence_cells else batch
     batch = jitter_levels(batch, seeds, how.jitter_levels) if how.jitter_levels else batch
     batch = shift_rhythm(batch, seeds, how.shift_rhythm) if how.shift_rhythm else batch
@@ -81,8 +96,9 @@ def silence_cells(batch: TrafficBatch, seeds: Tensor, most: float) -> TrafficBat
     silent = torch.special.ndtr(_field(batch, derive(seeds, 11), ALIVE)) < share
     nothing = silent[:, None, None] & batch.measured
     context = dict(batch.context)
-    if "users" in context:
-        context["users"] = torch.where(silent[:, None], torch.zeros_like(context["users"]), context["users"])
+    for name in _USERS:
+        if name in context:
+            context[name] = torch.where(silent[:, None], torch.zeros_like(context[name]), context[name])
     return replace(batch, traffic=torch.where(nothing, torch.zeros_like(batch.traffic), batch.traffic), context=context)
 
 
@@ -123,8 +139,9 @@ def shift_rhythm(batch: TrafficBatch, seeds: Tensor, spread: float) -> TrafficBa
     size = 2 * spread * uniform(derive(seeds, 8), _STREAM, (1,))
     factor = torch.exp(size * (own + daily) / 2**0.5)
     context = dict(batch.context)
-    if "users" in context:
-        context["users"] = context["users"] * factor[:, :, None]
+    for name in _USERS:
+        if name in context:
+            context[name] = context[name] * factor[:, :, None]
     return replace(batch, traffic=batch.traffic * factor[:, None, :, None], context=context)
 
 
@@ -145,11 +162,23 @@ def forget_cities(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBa
     return replace(batch, context=context)
 
 
+def expect_users(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBatch:
+    """A `share` of the windows with a caller's forecast of their users: the true ones times a smooth course, 10 % off; else NaN."""
+    if "users" not in batch.context:
+        return batch
+    users = batch.context["users"]
+    hours = torch.arange(users.shape[1], device=users.device) * batch.step_minutes[:, None] / 60
+    error = _smooth(normal(derive(seeds, 12), _STREAM, (users.shape[1] + 2,)), (hours / _SHIFT_HOURS).clamp(max=users.shape[1] + 1))
+    given = uniform(derive(seeds, 13), _STREAM, (1, 1)) < share
+    expected = torch.where(given, users * torch.exp(_EXPECTATION_ERROR * error)[:, :, None], torch.nan)
+    return replace(batch, context={**batch.context, "expected_users": expected})
+
+
 def drop_contexts(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBatch:
     """Each of users and POI taken away from a `share` of the windows, independently: users become NaN, POI counts 0."""
     context = dict(batch.context)
-    for number, (name, nothing) in enumerate((("users", torch.nan), ("poi", 0.0))):
+    for number, name, nothing in ((2, "users", torch.nan), (2, "expected_users", torch.nan), (3, "poi", 0.0)):
         if name in context:
-            dropped = uniform(derive(seeds, 2 + number), _STREAM, ()) < share
+            dropped = uniform(derive(seeds, number), _STREAM, ()) < share
             context[name] = torch.where(dropped[:, None, None], torch.full_like(context[name], nothing), context[name])
     return replace(batch, context=context)

@@ -84,6 +84,8 @@ class _FitConfig:
     """Share of training windows whose city's profile and reference are taken away, so that new cities are answered too."""
     drop_contexts: float = 0.5
     """Share of training windows from which a context is taken away, so that cities without it are answered too."""
+    expect_users: float = 0.0
+    """Share of training windows that come with a forecast of their users, as a caller may give one (contexts: users expected_users)."""
     window: int = 64
     """Time slots of a window."""
     seed: int = 0
@@ -109,7 +111,9 @@ class _FitConfig:
             raise ValueError(f"weights: {self.weights}, expected positive ones")
         if not 0 < self.share <= 1:
             raise ValueError(f"share: {self.share}, expected a share of the training places in (0, 1]")
-        for name in ("silence_cells", "jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts"):
+        if (self.expect_users > 0) != ("expected_users" in self.contexts):
+            raise ValueError(f"expect_users: {self.expect_users} with contexts {self.contexts}, expected expected_users among them if > 0")
+        for name in ("silence_cells", "jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts", "expect_users"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number in [0, 1]")
         _at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")
@@ -200,6 +204,8 @@ class EvaluateConfig:
     fitted: tuple[Literal["ridge", "lightgbm"], ...] = ()
     """Baselines that are fitted on the training part first and get rows of their own; lightgbm (short and long only) needs the
     extra `baselines` and about a minute a city and task."""
+    expect_users: bool = False
+    """Give models the true users of hidden slots as the caller's forecast (contexts: expected_users): the most such a forecast is worth."""
     share: float = 1.0
     """Share of the training places that the model's city statistics (profile, reference) are measured on, as it was given in
     training; 0 forecasts cities as if nothing had ever been measured there. Scores keep their scale."""

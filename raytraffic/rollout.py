@@ -85,7 +85,11 @@ def _continued(known: Tensor) -> Tensor:
 def _slots(batch: TrafficBatch, start: int, end: int) -> TrafficBatch:
     """The batch between two time slots."""
     t = batch.shape[2]
-    timed = {name for name in ("users", "profile", "modes", "env") if name in batch.context and batch.context[name].shape[1] == t}
+    timed = {
+        name
+        for name in ("users", "expected_users", "profile", "modes", "env")
+        if name in batch.context and batch.context[name].shape[1] == t
+    }
     context = {name: value[:, start:end] if name in timed else value for name, value in batch.context.items()}
     return replace(
         batch,

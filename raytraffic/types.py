@@ -39,6 +39,7 @@ __all__ = [
 CONTEXTS: Mapping[str, str] = MappingProxyType(
     {
         "users": "b t s",  # active users; visible only where traffic is known
+        "expected_users": "b t s",  # the caller's forecast of the users; seen everywhere, NaN where the caller expects nothing
         "poi": "b k s",  # points of interest, counts
         "env": "b t|1 s d",  # environment embedding of a site (images, text)
         "profile": "b t",  # the city's mean weekly shape at these slots (mean 1), measured on training data
@@ -50,7 +51,7 @@ CONTEXTS: Mapping[str, str] = MappingProxyType(
 
 
 #: What surrounds traffic, as against what was measured of it: fine-tuning pairs these with traffic, guidance leaves them out.
-URBAN_CONTEXTS = ("users", "poi", "env")
+URBAN_CONTEXTS = ("users", "expected_users", "poi", "env")
 
 #: The level of a typical cell, as a share of its city's upper reference level.
 TYPICAL_LEVEL = 0.05

@@ -139,6 +139,8 @@ class _Model:
 
     def forecast(self, batch: TrafficBatch, config: EvaluateConfig) -> Forecast:
         """The forecast of a batch, brought to the CPU."""
+        if config.expect_users and "users" in batch.context:
+            batch = replace(batch, context={**batch.context, "expected_users": batch.context["users"]})
         sampler = Sampler(config.method, config.steps, guidance=config.guidance)
         forecast = self.forecaster.forecast(batch, sampler, config.draws, config.seed)
         return replace(forecast, draws=forecast.draws.cpu(), known=forecast.known.cpu())

@@ -127,7 +127,7 @@ def _windows(config: TrainConfig | FinetuneConfig, store: Store, chosen: Any) ->
 
 def _contexts(store: Store) -> set[str]:
     """The contexts that at least one city of a store has."""
-    users = {"users"} if any(city["has_users"] for city in store.manifest["cities"].values()) else set()
+    users = {"users", "expected_users"} if any(city["has_users"] for city in store.manifest["cities"].values()) else set()
     return users | ({"poi"} if store.poi_categories else set())
 
 

@@ -17,6 +17,7 @@ from raytraffic.diffusion.samplers import Sampler
 from raytraffic.fit import Optimisation, optimiser, step
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, Task, mask, mixture
+from raytraffic.models import uomo
 from raytraffic.nn.transformer import AdaLNBlock, AdaLNOutput
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
@@ -231,3 +232,19 @@ def test_overfits_one_batch(built: Forecaster) -> None:
     seeds = torch.arange(8)  # the same noise every step: the batch must be learnt by heart
     losses = [step(built, batch, seeds, adam, done, settings)["loss"] for done in range(150)]
     assert losses[-1] < 0.35 * losses[0]
+
+
+def test_expected_users_enter_where_they_are_declared_and_measured_ones_stay_hidden() -> None:
+    """The caller's forecast of users (3.3.1): it moves the answer of a model that declares it, and no other's."""
+    batch = mask(seasonal_batch(), SHORT)
+    expected = replace(batch, context={**batch.context, "expected_users": 3 * batch.context["users"]})
+    for contexts, told in ((("users",), False), (("users", "expected_users"), True)):
+        model = uomo.build(replace(uomo.preset("tiny"), contexts=contexts))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        model.eval()
+        plain, with_them = (model.forecast(one, sampler_of(model), draws=2).draws.nan_to_num() for one in (batch, expected))
+        assert torch.equal(plain, with_them) != told
+    with pytest.raises(ValueError, match=r"contexts: \('expected_users',\), expected users where there are expected_users"):
+        replace(uomo.preset("tiny"), contexts=("expected_users",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from raytraffic.augment import augment, drop_contexts, forget_cities, jitter_levels, shift_rhythm, silence_cells, turn_tiles
+from raytraffic.augment import augment, drop_contexts, expect_users, forget_cities, jitter_levels, shift_rhythm, silence_cells, turn_tiles
 from raytraffic.types import Space, TrafficBatch
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
@@ -25,6 +25,7 @@ class Settings:
     shift_rhythm: float = 0.0
     forget_cities: float = 0.0
     drop_contexts: float = 0.0
+    expect_users: float = 0.0
 
 
 def same(one: TrafficBatch, other: TrafficBatch) -> bool:
@@ -177,3 +178,23 @@ def test_augmentation_hangs_on_a_window_s_own_seed() -> None:
     some = torch.tensor([17, 3, 4])
     assert same(augment(batch.select(some), seeds[some], how), together.select(some))
     assert not same(augment(batch, seeds + 1, how), together)
+
+
+def test_expected_users_are_near_the_true_ones_in_their_share_of_windows() -> None:
+    batch = seasonal_batch(400)
+    expected = expect_users(batch, torch.arange(400), 0.3).context["expected_users"]
+    given = torch.isfinite(expected).any(dim=2).any(dim=1)
+    assert float(given.float().mean()) == pytest.approx(0.3, abs=0.07)
+    ratio = (expected / batch.context["users"])[given][..., LIVE].log()
+    assert float(ratio.std()) == pytest.approx(0.1, abs=0.02)
+    # One smooth course for all cells of a window: a forecast is wrong for hours, not from slot to slot.
+    assert float((ratio - ratio[..., :1]).abs().max()) < 1e-4
+    assert float(ratio.diff(dim=1).abs().mean()) < 0.06
+
+
+def test_expected_users_go_with_the_users_through_every_other_augmentation() -> None:
+    batch = seasonal_batch(64)
+    both = replace(batch, context={**batch.context, "expected_users": batch.context["users"]})
+    settings = Settings(turn_tiles=True, silence_cells=0.5, jitter_levels=0.5, shift_rhythm=0.1, drop_contexts=0.5)
+    after = augment(both, torch.arange(64), settings)
+    assert torch.equal(after.context["expected_users"].nan_to_num(-1), after.context["users"].nan_to_num(-1))

@@ -107,10 +107,16 @@ class UomoConditioner(nn.Module):
         return torch.cat([field.float() for field in fields], dim=1)
 
     def _users_token(self, batch: TrafficBatch) -> Tensor:
-        """c^u (b, l, d): users with their level removed, and where they are known; zero where a city has none."""
+        """c^u (b, l, d): users with their level removed, and where they are known or the caller expects some; zero where a city has none.
+
+        Users that were measured count where traffic is known and nowhere else.
+        """
         b, _, t, s = batch.shape
-        users = batch.context.get("users", torch.full((b, t, s), torch.nan, device=batch.traffic.device))
-        present = batch.known.any(dim=1) & torch.isfinite(users)
+        nothing = torch.full((b, t, s), torch.nan, device=batch.traffic.device)
+        users = torch.where(batch.known.any(dim=1), batch.context.get("users", nothing), nothing)
+        if "expected_users" in self.contexts:
+            users = torch.where(torch.isfinite(users), users, batch.context.get("expected_users", nothing))
+        present = torch.isfinite(users)
         users = torch.where(present, users, torch.zeros_like(users))
         level = users.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
         scaled = torch.asinh(users / level.clamp(min=1e-6)) * present

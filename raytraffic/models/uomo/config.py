@@ -63,9 +63,11 @@ class UomoConfig:
             raise ValueError(f"entries, dropout: {self.entries}, {self.dropout}, expected entries >= 0 and a dropout in [0, 1)")
         if self.entries and self.forecaster.scaling.kind == "global":
             raise ValueError(f"entries: {self.entries} with scaling.kind 'global', expected 0: learned marginals refine a known level")
-        unknown = sorted(set(self.contexts) - {"users", "poi"})
+        unknown = sorted(set(self.contexts) - {"users", "expected_users", "poi"})
         if unknown:
-            raise ValueError(f"contexts: {unknown}, expected some of ['poi', 'users']")
+            raise ValueError(f"contexts: {unknown}, expected some of ['expected_users', 'poi', 'users']")
+        if "expected_users" in self.contexts and "users" not in self.contexts:
+            raise ValueError(f"contexts: {self.contexts}, expected users where there are expected_users: both are one kind of token")
 
 
 #: The paper's letter: one scale a city to [-1, 1], linear schedule of 1,000 steps, epsilon target, no prior.
