@@ -4,8 +4,7 @@ The gateway reads and checks requests and cuts them into chunks of tiles; what a
 back to it. What a stage may use, how it scales and what may queue before it stands in the Serve config, under the deployments' names.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: Serve reads the type of the builder's argument, and a text is none to it.
 import asyncio
 import logging
 import time
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -35,6 +35,9 @@ from raytraffic.types import Forecast, TrafficBatch
 __all__ = ["ServeArgs", "app", "serve_checkpoints"]
 
 _LOG = logging.getLogger("raytraffic.serving")
+#: What a call ends with when a replica or its node goes away, and how long is waited before it is made again.
+_LOST = (RayError, RayServeException)
+_PAUSES = (0.1, 0.5, 2.0, 5.0)
 _SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 
 
@@ -69,7 +72,29 @@ class _RemoteStages:
         self.embedder, self.conditioner, self.sampler = embedder, conditioner, sampler
 
     async def forecast(self, model: ServedModel, batch: TrafficBatch, sampler: Sampler, draws: int, seed: int, deadline: float) -> Forecast:
-        """See raytraffic.serving.service.Stages."""
+        """See raytraffic.serving.service.Stages.
+
+        A stage that dies on the way (its replica, its node) is asked again: the same call gives the same numbers.
+        """
+        forecast: Forecast | None = None
+        for pause in (*_PAUSES, None):
+            try:
+                forecast = await self._through(model, batch, sampler, draws, seed, deadline)
+                break
+            except BackPressureError:
+                raise Busy(1.0) from None
+            except _LOST as error:
+                if pause is None or _is_ours(error):
+                    raise
+                _LOG.warning("a stage was lost, asked again in %s s: %s", pause, str(error).partition("\n")[0])
+                await asyncio.sleep(pause)
+        if forecast is None:
+            raise Expired
+        return forecast
+
+    async def _through(
+        self, model: ServedModel, batch: TrafficBatch, sampler: Sampler, draws: int, seed: int, deadline: float
+    ) -> Forecast | None:
         embedder, conditioner, stage = (
             handle.options(multiplexed_model_id=model.key) for handle in (self.embedder, self.conditioner, self.sampler)
         )
@@ -81,16 +106,17 @@ class _RemoteStages:
         drawn = stage.remote(model.key, batch, condition, sampler, draws, seed, deadline)
         try:
             forecast: Forecast | None = await drawn
-        except BackPressureError:
-            raise Busy(1.0) from None
         except asyncio.CancelledError:
             for response in (env, condition, drawn):
                 if response is not None:
                     response.cancel()
             raise
-        if forecast is None:
-            raise Expired
         return forecast
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our code raised the error in a stage, which asking again would not change."""
+    return isinstance(error, RayTaskError) and not isinstance(error.cause, RayError | RayServeException)
 
 
 class _Meters:

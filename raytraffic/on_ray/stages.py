@@ -179,6 +179,11 @@ class Batching(BaseModel):
     wait_s: float = Field(0.005, ge=0)
 
 
+def _rows(items: Sequence[tuple[Forecaster, Job]]) -> int:
+    """What counts as the size of a batch; a job alone is of size 1, for Serve fails an item that is over the limit by itself."""
+    return 1 if len(items) == 1 else sum(job.rows for _, job in items)
+
+
 class SamplerStage(_Stage):
     """Stage 3: the whole denoising loop of every draw."""
 
@@ -209,7 +214,7 @@ class SamplerStage(_Stage):
         finally:
             job.gone = True  # answered, or the caller has left: then no block is begun for it any more
 
-    @serve.batch(max_batch_size=512, batch_wait_timeout_s=0.005, batch_size_fn=lambda items: sum(job.rows for _, job in items))
+    @serve.batch(max_batch_size=512, batch_wait_timeout_s=0.005, batch_size_fn=_rows)
     async def _together(self, items: list[tuple[Forecaster, Job]]) -> list[Forecast | None]:
         return await self._compute(self._draw, items)
 

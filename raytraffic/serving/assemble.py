@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecasting import ForecastRequest, draws_table
-from raytraffic.masks import LONG, SHORT
 from raytraffic.randomness import fold_numpy, text_key
 from raytraffic.serving.query import Query, Refused
 from raytraffic.store import CityStatistics
@@ -43,11 +42,7 @@ class Chunk:
 
 def horizon_of(query: Query) -> int:
     """Slots after the history; 0 in generation."""
-    if query.ask.task == "generation":
-        return 0
-    if query.ask.horizon is not None:
-        return query.ask.horizon
-    return round(query.model.window * (SHORT if query.ask.task == "short" else LONG).low)
+    return query.ask.slots(query.model.window)
 
 
 def sampler_of(query: Query) -> Sampler:

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fastapi import HTTPException
+
 from raytraffic.serving.access import Access
 
 __all__ = ["OPEN_ROUTES", "Guard"]
@@ -21,12 +23,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 #: Answered to anyone: load balancers ask these.
 OPEN_ROUTES = ("/v2/health/live", "/v2/health/ready")
+_DIGITS = 18  # of a length that is worth reading
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger("raytraffic.serving")
-
-
-class _TooLarge(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A body turned out longer than allowed while it was read."""
 
 
 class Guard:
@@ -67,8 +66,8 @@ class Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.most_bytes:
-                raise _TooLarge
+            if received > self.most_bytes:  # the application answers: what it was doing for the request ends with this
+                raise HTTPException(413, self._too_large()[1], {"connection": "close"})
             return message
 
         try:
@@ -76,11 +75,7 @@ class Guard:
             if refusal is not None:
                 await _answer(tell, *refusal)
             else:
-                try:
-                    await self.app(scope, bounded, tell)
-                except _TooLarge:
-                    if status == 0:
-                        await _answer(tell, *self._too_large())
+                await self.app(scope, bounded, tell)
         finally:
             seconds = time.monotonic() - began
             route = str(getattr(scope.get("route"), "path", ""))  # never the path as it was asked for: metrics must stay few
@@ -97,7 +92,7 @@ class Guard:
             ask = [(b"www-authenticate", b'Basic realm="raytraffic, password = token", charset="UTF-8"')] if refusal[0] == 401 else []
             return (*refusal, ask)
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.most_bytes:
+        if not length.isdecimal() or len(length) > _DIGITS or int(length) > self.most_bytes:
             return self._too_large()
         return None
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from raytraffic.forecasting import quantile_names
+from raytraffic.masks import LONG, SHORT
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
 from raytraffic.sources.city import STEP_MINUTES
@@ -27,6 +29,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 METADATA = b"raytraffic"
 _EPOCH = datetime(1970, 1, 1)
 _LONGEST_NAME = 256
+#: Numbers of fields: a Message's header, a DictionaryBatch's data, a RecordBatch's compression.
+_HEADER, _DATA, _COMPRESSION = 2, 1, 3
 
 _Floats = NDArray[np.float32]
 Matrix = list[list[float | None]]
@@ -73,6 +77,12 @@ class Ask(BaseModel):
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="The same request with the same seed has the same answer.")
     timeout_s: float | None = Field(None, gt=0, description="The work is dropped when the answer takes longer.")
     stream: bool = Field(False, description="Answer station groups as they are ready: an Arrow stream, or one JSON object a line.")
+
+    def slots(self, window: int) -> int:
+        """Slots after the history that a model of this window is asked for; 0 in generation."""
+        if self.task == "generation":
+            return 0
+        return self.horizon if self.horizon is not None else round(window * (SHORT if self.task == "short" else LONG).low)
 
 
 class Stations(BaseModel):
@@ -141,29 +151,37 @@ def read_json(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) ->
 def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
     """The query of an Arrow IPC stream; Refused with the path of what is wrong."""
     try:
+        if _compressed(body):
+            raise ValueError("compressed buffers (a small body could fill any memory)")
         reader = pa.ipc.open_stream(body)
         ask_json = (reader.schema.metadata or {}).get(METADATA)
         table = reader.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise Refused.of([], str(error).partition("\n")[0], "an Arrow IPC stream") from None
+        names = table.column_names
+    except Exception as error:  # extension types are read by whoever registered them, and raise what they like
+        raise Refused.of([], _brief(str(error).partition("\n")[0]), "an Arrow IPC stream without compression") from None
     if ask_json is None:
         raise Refused.of(["metadata"], "no 'raytraffic'", "the settings as JSON under this key of the schema's metadata")
     try:
         ask = TypeAdapter(Ask).validate_json(ask_json)
     except ValidationError as error:
         raise Refused(problems(error)) from None
-    names = table.column_names
     if len(set(names)) < len(names):
-        raise Refused.of(["columns"], names, "different names")
+        raise Refused.of(["columns"], _brief(names), "different names")
     unknown = [n for n in names if n not in ("id", "row", "column", "users", "traffic") and not n.startswith(("traffic.", "poi."))]
     if unknown or "id" not in names:
-        raise Refused.of(["columns"], unknown or names, "id, row, column, traffic or traffic.<service>, users, poi.<category>")
+        expected = "id, row, column, traffic or traffic.<service>, users, poi.<category>"
+        raise Refused.of(["columns"], _brief(unknown or names), expected)
     _count(len(table), limits)
+    most = max(model.services for model in models.values())
+    if sum(name.startswith("traffic") for name in names) > most:  # lists of nulls are large only once they are read
+        raise Refused.of(["traffic"], _brief(names), f"at most {most} services, as the models were trained on")
     ids = _values(table, "id", pa.string())
     lists = {name: _lists(table, name, limits) for name in names if name in ("traffic", "users") or name.startswith("traffic.")}
     users = lists.pop("users", None)
     matrices = {name.removeprefix("traffic."): values for name, values in lists.items()}
+    if "traffic" in lists and len(lists) > 1:
+        raise Refused.of(["columns"], _brief(names), "traffic, or traffic.<service> of every service")
     row, column = (_values(table, name, pa.int64()) if name in names else None for name in ("row", "column"))
     poi = {name.removeprefix("poi."): np.array(_values(table, name, pa.float64())) for name in names if name.startswith("poi.")}
     return _query(ask, ids, matrices, users, row, column, poi, limits, models)
@@ -186,19 +204,19 @@ def _query(
     model = models[ask.model or next(iter(models))]
     services = tuple(matrices) or ("traffic",)
     if len(services) != model.services:
-        raise Refused.of(["traffic"], f"services {list(services)}", f"{model.services}, as the model was trained on")
+        raise Refused.of(["traffic"], f"services {_brief(services)}", f"{model.services}, as the model was trained on")
     foreign = sorted(set(poi) - set(model.poi_categories))
     if foreign:
-        raise Refused.of(["stations", "poi"], foreign, f"categories of the model, {list(model.poi_categories)}")
+        raise Refused.of(["stations", "poi"], _brief(foreign), f"categories of the model, {list(model.poi_categories)}")
     if not matrices:
         if ask.task != "generation":
             raise Refused.of(["traffic"], "missing", "the stations' history (only generation goes without)")
         matrices = {"traffic": np.full((len(ids), model.window), np.nan)}
     shapes = {name: values.shape for name, values in matrices.items()} | ({} if users is None else {"users": users.shape})
     if len(set(shapes.values())) > 1:
-        raise Refused.of(["traffic"], shapes, "as many slots of every service and of users")
+        raise Refused.of(["traffic"], _brief(shapes), "as many slots of every service and of users")
     traffic = np.stack([_numbers(values, "traffic", limits.traffic) for values in matrices.values()])
-    _check_amount(ask, traffic, limits)
+    _check_amount(ask, model.window, traffic, limits)
     for name, counts in poi.items():
         if counts.shape != (len(ids),) or not np.isfinite(counts).all() or (counts < 0).any() or (counts > 1e9).any():
             raise Refused.of(["stations", "poi", name], f"{counts.size} counts", f"{len(ids)} finite counts in [0, 1e9]")
@@ -237,6 +255,8 @@ def _check_settings(ask: Ask, limits: Limits, models: Mapping[str, ServedModel])
     levels = ask.quantiles
     if len(levels) > limits.quantiles or any(not 0 <= level <= 1 for level in levels) or levels != sorted(set(levels)):
         raise Refused.of(["quantiles"], str(levels)[:80], f"at most {limits.quantiles} increasing levels in [0, 1]")
+    if len(set(quantile_names(levels))) < len(levels):
+        raise Refused.of(["quantiles"], str(levels)[:80], "levels that differ in their first six digits, which name the columns")
 
 
 def _check_names(ids: Sequence[str]) -> None:
@@ -249,10 +269,10 @@ def _check_names(ids: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _check_amount(ask: Ask, traffic: NDArray, limits: Limits) -> None:
+def _check_amount(ask: Ask, window: int, traffic: NDArray, limits: Limits) -> None:
     """`traffic` (c, s, t)."""
     c, s, t = traffic.shape
-    answered = t if ask.task == "generation" else ask.horizon or t
+    answered = ask.slots(window) or t
     values = c * s * answered * (ask.draws if ask.keep_draws else 1)
     if values > limits.answer_values:
         raise Refused.of(["stations"], f"an answer of {values:,} values", f"at most {limits.answer_values:,}; ask for fewer at a time", 413)
@@ -290,28 +310,38 @@ def _lists(table: pa.Table, name: str, limits: Limits) -> NDArray:
     column = table.column(name).combine_chunks()
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise Refused.of(["columns", name], kind, "a list of numbers a station")
+        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station")
     if column.null_count:
         raise Refused.of(["columns", name], f"{column.null_count} stations of null", "a list a station")
     lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) != 1:
         raise Refused.of(["columns", name], f"lists of {int(lengths[0])} to {int(lengths[-1])} slots", "as many slots of every station")
     _slots(int(lengths[0]), ["columns", name], limits)
+    if not (_is_number(kind.value_type) or pa.types.is_null(kind.value_type)):
+        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station")
     try:
-        flat = column.flatten().cast(pa.float64())
+        flat = column.flatten().cast(pa.float64(), safe=False)
     except pa.ArrowException:
-        raise Refused.of(["columns", name], kind, "a list of numbers a station") from None
+        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station") from None
     return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
 
 
 def _values(table: pa.Table, name: str, kind: pa.DataType) -> list[Any]:
+    """Numbers, or texts that stand one after another: of dictionaries, views and runs a small body could name a large text often."""
     column = table.column(name)
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if text != pa.types.is_string(kind) or not (text or _is_number(column.type)):
+        raise Refused.of(["columns", name], _brief(column.type), str(kind))
     if column.null_count:
         raise Refused.of(["columns", name], f"{column.null_count} nulls", "a value for every station")
     try:
         return list(column.cast(kind).to_pylist())
-    except pa.ArrowException:
-        raise Refused.of(["columns", name], column.type, str(kind)) from None
+    except pa.ArrowException as error:
+        raise Refused.of(["columns", name], _brief(error), str(kind)) from None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _slots(slots: int, loc: list[str], limits: Limits) -> None:
@@ -342,9 +372,45 @@ def _cells(row: Sequence[int] | None, column: Sequence[int] | None, stations: in
     return cells
 
 
+def _compressed(body: bytes) -> bool:
+    """Whether any message of an Arrow stream says that its buffers are compressed (fields of Arrow's Message.fbs)."""
+
+    def field(table: int, number: int) -> int:
+        """Where a field of a flatbuffer's table stands, 0 where it is not given."""
+        fields = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+        at = fields + 4 + 2 * number
+        given = at < fields + int.from_bytes(data[fields : fields + 2], "little")
+        offset = int.from_bytes(data[at : at + 2], "little") if given else 0
+        return table + offset if offset else 0
+
+    def follow(at: int) -> int:
+        return at + int.from_bytes(data[at : at + 4], "little")
+
+    for message in pa.ipc.MessageReader.open_stream(body):
+        data = message.metadata.to_pybytes()
+        table = follow(0)
+        if message.type == "schema":
+            continue
+        batch = follow(field(table, _HEADER))
+        if message.type == "dictionary":
+            batch = follow(field(batch, _DATA))
+        if field(batch, _COMPRESSION):
+            return True
+    return False
+
+
+def _brief(value: object) -> str:
+    """A value as a message may show it: names come from the request and have any length."""
+    return str(value)[:200]
+
+
 def problems(error: ValidationError) -> list[dict[str, Any]]:
     """Pydantic's findings, the first few, without the input (it may be large)."""
     return [
-        {"loc": ["body", *found["loc"]], "msg": found["msg"], "type": found["type"]}
+        {
+            "loc": ["body", *(_brief(part) if isinstance(part, str) else part for part in found["loc"])],
+            "msg": found["msg"],
+            "type": found["type"],
+        }
         for found in error.errors(include_url=False, include_input=False, include_context=False)[:10]
     ]

@@ -17,6 +17,7 @@ from raytraffic import __version__
 from raytraffic.serving.access import Access
 from raytraffic.serving.admission import Busy
 from raytraffic.serving.answer import about, arrow_bytes, json_object, plain_table
+from raytraffic.serving.explorer import explorer_routes
 from raytraffic.serving.guard import Guard
 from raytraffic.serving.kserve import kserve_routes, tensor_schema
 from raytraffic.serving.query import ARROW, JsonBody, Query, Refused, read_arrow, read_json
@@ -114,6 +115,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
         ]
 
     api.include_router(kserve_routes(service, ready))
+    api.include_router(explorer_routes(service))
 
     described = api.openapi
 
@@ -149,7 +151,7 @@ async def _json_lines(query: Query, first: pa.Table, rest: AsyncGenerator[pa.Tab
 
 
 async def _arrow_stream(query: Query, first: pa.Table, rest: AsyncGenerator[pa.Table]) -> AsyncIterator[bytes]:
-    """The batches of one IPC stream as they are made; a stream that broke off lacks its end marker, which readers see."""
+    """The batches of one IPC stream as they are made; where it broke off a message begins and does not end, which readers refuse."""
     table = plain_table(query, first)
     sink = _Sink()
     async with aclosing(rest):
@@ -161,9 +163,14 @@ async def _arrow_stream(query: Query, first: pa.Table, rest: AsyncGenerator[pa.T
                 writer.write_table(plain_table(query, part))
                 yield sink.take()
         except (Busy, Expired):
+            yield _BROKEN_OFF
             return
         writer.close()
         yield sink.take()
+
+
+#: The begin of a message of 8 bytes that does not follow; a stream that only lacks its end marker is whole to most readers.
+_BROKEN_OFF = b"\xff\xff\xff\xff\x08\x00\x00\x00"
 
 
 class _Sink:

@@ -64,7 +64,7 @@ class ForecastService:
     async def tables(self, query: Query, deadline: float) -> AsyncGenerator[pa.Table]:
         """The answer, a table a chunk; raises Refused, Busy before any work was done, and Expired."""
         known = self.cities.statistics(query.ask.city)
-        waiting = deque(chunks(query, known, self.tile, self.chunk_tiles))
+        waiting = deque(await asyncio.to_thread(list, chunks(query, known, self.tile, self.chunk_tiles)))
         undone = sum(self._work(query, chunk) for chunk in waiting)
         self.admission.enter(undone)
         running: deque[tuple[float, asyncio.Task[pa.Table]]] = deque()
