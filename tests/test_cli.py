@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def test_no_verb_is_a_mistake_and_help_is_not(capsys: pytest.CaptureFixture[str]
 def test_every_verb_has_help_and_every_option_a_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     told = capsys.readouterr().out
-    assert "--seed" in told and str(VERBS[verb].config.__doc__).strip().splitlines()[0][:50] in told
+    options = [f"--{field.name.replace('_', '-')}" for field in fields(VERBS[verb].config)]
+    assert all(option in told for option in options)
+    assert str(VERBS[verb].config.__doc__).strip().splitlines()[0][:50] in told
 
 
 def test_unknown_verbs_options_and_values_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
