@@ -88,7 +88,7 @@ class Client:
     ) -> pd.DataFrame:
         """The forecast, a row a station, service and slot, sorted by them; `attrs` say which model, version, steps and seed made it.
 
-        `history` has columns unique_id, ds (local time), traffic and, if known, service (in the model's order) and users. Its step is the
+        `history` has columns unique_id, ds (local time), y (traffic) and, if known, service (in the model's order) and users. Its step is the
         most frequent distance between a station's neighbouring rows; slots without a row were not measured. `sites` has unique_id and row,
         column (cells of the city's grid) and poi:<category> counts; where it is given it names the stations, with history or without.
         With `timeout_s` the server, too, drops the work when that many seconds have passed, and refuses with 408.
@@ -291,10 +291,10 @@ def _request(history: pd.DataFrame, sites: pd.DataFrame | None, settings: Mappin
 
 def _rows(history: pd.DataFrame) -> pd.DataFrame:
     """The history as texts, whole minutes and float64 numbers, with a service in every row."""
-    missing = sorted({"unique_id", "ds", "traffic"} - set(history.columns))
-    unknown = sorted(set(map(str, history.columns)) - {"unique_id", "ds", "traffic", "service", "users"})
+    missing = sorted({"unique_id", "ds", "y"} - set(history.columns))
+    unknown = sorted(set(map(str, history.columns)) - {"unique_id", "ds", "y", "service", "users"})
     if missing or unknown:
-        raise ValueError(f"history: columns {list(history.columns)}, expected unique_id, ds, traffic and perhaps service, users")
+        raise ValueError(f"history: columns {list(history.columns)}, expected unique_id, ds, y and perhaps service, users")
     if history.empty:
         raise ValueError("history: no rows, expected at least two of a station")
     for name in ("unique_id", "ds", "service"):
@@ -308,7 +308,7 @@ def _rows(history: pd.DataFrame) -> pd.DataFrame:
             "unique_id": history["unique_id"].astype(str).to_numpy(dtype=object),
             "ds": times.dt.floor("min").to_numpy(),
             "service": history["service"].astype(str).to_numpy(dtype=object) if "service" in history else "traffic",
-            "traffic": history["traffic"].to_numpy(dtype=np.float64, na_value=np.nan),
+            "traffic": history["y"].to_numpy(dtype=np.float64, na_value=np.nan),
             "users": history["users"].to_numpy(dtype=np.float64, na_value=np.nan) if "users" in history else np.nan,
         }
     )

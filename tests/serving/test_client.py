@@ -34,7 +34,7 @@ def long_frame(city: Any = CITY) -> pd.DataFrame:
     """A city's measurements, one row a station and slot, shuffled; what was not measured has no row."""
     times = pd.date_range(city.start, periods=city.shape[1], freq=f"{city.step_minutes}min")
     parts = [
-        pd.DataFrame({"unique_id": site, "service": service, "ds": times, "traffic": city.traffic[c, :, i], "users": city.users[:, i]})
+        pd.DataFrame({"unique_id": site, "service": service, "ds": times, "y": city.traffic[c, :, i], "users": city.users[:, i]})
         for c, service in enumerate(city.services)
         for i, site in enumerate(city.sites)
     ]
@@ -100,7 +100,7 @@ def test_a_frame_is_the_request_it_stands_for(client: Client, service: ForecastS
     frame = long_frame(city).sort_values("service", ascending=False) if len(city.services) > 1 else long_frame(city)
     before = frame.copy()
     model = "pair" if len(city.services) > 1 else None
-    answer = client.forecast(frame.dropna(subset="traffic"), sites=sites_frame(city), model=model, **SETTINGS)
+    answer = client.forecast(frame.dropna(subset="y"), sites=sites_frame(city), model=model, **SETTINGS)
     body = body_of(city, model=model, **SETTINGS)
     gone = np.isnan(city.traffic).all(axis=0)
     body["users"] = [[None if gone[t, s] else value for t, value in enumerate(row)] for s, row in enumerate(body["users"])]
@@ -141,9 +141,7 @@ def test_what_else_there_is(client: Client) -> None:
 
 def one(**changes: Any) -> pd.DataFrame:
     """Four rows of a station."""
-    return pd.DataFrame(
-        {"unique_id": "a", "ds": pd.date_range("2024-03-04", periods=4, freq="30min"), "traffic": [1.0, 2.0, 3.0, 4.0]} | changes
-    )
+    return pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2024-03-04", periods=4, freq="30min"), "y": [1.0, 2.0, 3.0, 4.0]} | changes)
 
 
 def late(minutes: int) -> pd.DatetimeIndex:
@@ -155,7 +153,7 @@ def late(minutes: int) -> pd.DatetimeIndex:
 
 BAD_FRAMES: dict[str, tuple[pd.DataFrame, str]] = {
     "no rows": (one().iloc[:0], "history: no rows"),
-    "no traffic": (one().drop(columns="traffic"), "history: columns .* expected unique_id, ds, traffic"),
+    "no traffic": (one().drop(columns="y"), "history: columns .* expected unique_id, ds, y"),
     "another column": (one(zoo=1), "history: columns .* expected unique_id, ds, traffic"),
     "a row twice": (pd.concat([one(), one().iloc[2:3]]), "history: station 'a' at 2024-03-04 01:00:00 is there twice"),
     "between slots": (one(ds=late(70)), "station 'a' at 2024-03-04 01:10:00 is not on a whole 30-minute slot"),
@@ -305,7 +303,7 @@ def test_a_truncated_stream_raises(whole: bytes, how: str) -> None:
 
 def test_a_frame_s_gaps_are_nulls_and_its_step_is_the_usual_one() -> None:
     frame = one(ds=pd.to_datetime(["2024-03-04T00:00", "2024-03-04T00:30", "2024-03-04T01:00", "2024-03-04T03:00"]))
-    other = pd.DataFrame({"unique_id": "b", "ds": pd.to_datetime(["2024-03-04T02:30"]), "traffic": [9.0]})
+    other = pd.DataFrame({"unique_id": "b", "ds": pd.to_datetime(["2024-03-04T02:30"]), "y": [9.0]})
     reader = pa.ipc.open_stream(_request(pd.concat([frame, other]), None, {}))
     table = reader.read_all()
     assert json.loads(table.schema.metadata[METADATA]) == {"start": "2024-03-04T00:00", "step_minutes": 30}
