@@ -88,9 +88,10 @@ class Client:
     ) -> pd.DataFrame:
         """The forecast, a row a station, service and slot, sorted by them; `attrs` say which model, version, steps and seed made it.
 
-        `history` has columns unique_id, ds (local time), y (traffic) and, if known, service (in the model's order) and users. Its step is the
-        most frequent distance between a station's neighbouring rows; slots without a row were not measured. `sites` has unique_id and row,
-        column (cells of the city's grid) and poi:<category> counts; where it is given it names the stations, with history or without.
+        `history` has columns unique_id, ds (local time), y (traffic) and, if known, service (in the model's order) and users. Its step is
+        the most frequent distance between a station's neighbouring rows; slots without a row were not measured. `sites` has unique_id
+        and row, column (cells of the city's grid) and poi:<category> counts; where it is given it names the stations, with history or
+        without.
         With `timeout_s` the server, too, drops the work when that many seconds have passed, and refuses with 408.
 
         Raises ValueError for a frame that is no such history, ForecastRefused, ForecastBusy and ForecastFailed.

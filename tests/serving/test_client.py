@@ -154,7 +154,7 @@ def late(minutes: int) -> pd.DatetimeIndex:
 BAD_FRAMES: dict[str, tuple[pd.DataFrame, str]] = {
     "no rows": (one().iloc[:0], "history: no rows"),
     "no traffic": (one().drop(columns="y"), "history: columns .* expected unique_id, ds, y"),
-    "another column": (one(zoo=1), "history: columns .* expected unique_id, ds, traffic"),
+    "another column": (one(zoo=1), "history: columns .* expected unique_id, ds, y"),
     "a row twice": (pd.concat([one(), one().iloc[2:3]]), "history: station 'a' at 2024-03-04 01:00:00 is there twice"),
     "between slots": (one(ds=late(70)), "station 'a' at 2024-03-04 01:10:00 is not on a whole 30-minute slot"),
     "beside the hour": (one(ds=late(90) + pd.Timedelta("10min")), "station 'a' at 2024-03-04 00:10:00 is not on a whole 30-minute slot"),
