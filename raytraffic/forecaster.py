@@ -22,7 +22,7 @@ from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
 from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, Scale, TrafficBatch
 
-__all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig"]
+__all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig", "rows_of"]
 
 _LEVEL_STREAM, _NOISE_STREAM = 16, 17
 #: Windows are conditioned in multiples of so many.
@@ -146,9 +146,7 @@ class Forecaster(nn.Module):
         """
         if draws < 1:
             raise ValueError(f"draws: {draws}, expected at least 1")
-        window = torch.arange(len(batch.key), device=batch.key.device).repeat_interleave(draws)
-        number = torch.arange(draws, device=batch.key.device).repeat(len(batch.key))
-        seeds = derive(batch.key[window], seed, number)
+        window, seeds = rows_of(batch, draws, seed)
         rows = self.draw_rows(batch, condition, self.scale(batch, condition), sampler, window, seeds, stop)
         return self.finish(batch, rows.unflatten(0, (-1, draws)))
 
@@ -206,6 +204,13 @@ class Forecaster(nn.Module):
         embedded = self.embed(batch)
         sampler = sampler or self.config.sampler
         return self.draw(embedded, self.condition(embedded, guided=sampler.guidance != 1), sampler, draws, seed)
+
+
+def rows_of(batch: TrafficBatch, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Window and seed (b * n,) of each row of `Forecaster.draw_rows`: `draws` of every window, those of one window side by side."""
+    window = torch.arange(len(batch.key), device=batch.key.device).repeat_interleave(draws)
+    number = torch.arange(draws, device=batch.key.device).repeat(len(batch.key))
+    return window, derive(batch.key[window], seed, number)
 
 
 def _filled(batch: TrafficBatch) -> TrafficBatch:

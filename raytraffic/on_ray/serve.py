@@ -22,7 +22,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from raytraffic.config import ServeConfig
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.on_ray.cluster import connect
-from raytraffic.on_ray.stages import Conditioner, Embedder, SamplerStage
+from raytraffic.on_ray.stages import SECONDS, Conditioner, Embedder, SamplerStage
 from raytraffic.serving.access import Access, is_loopback, read_token
 from raytraffic.serving.admission import Admission, Busy
 from raytraffic.serving.cities import Cities
@@ -38,7 +38,6 @@ _LOG = logging.getLogger("raytraffic.serving")
 #: What a call ends with when a replica or its node goes away, and how long is waited before it is made again.
 _LOST = (RayError, RayServeException)
 _PAUSES = (0.1, 0.5, 2.0, 5.0)
-_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 
 
 class ServeArgs(BaseModel):
@@ -125,7 +124,7 @@ class _Meters:
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
         self._requests = Counter("raytraffic_requests", "HTTP requests.", tag_keys=("route", "status"))  # type: ignore[arg-type]
-        self._seconds = Histogram("raytraffic_request_seconds", "Time of an HTTP request.", boundaries=_SECONDS, tag_keys=("route",))
+        self._seconds = Histogram("raytraffic_request_seconds", "Time of an HTTP request.", boundaries=SECONDS, tag_keys=("route",))
         self._waiting = Gauge("raytraffic_waiting_work", "Rows times sampler steps that were taken in and are not done.")
         self._wait = Gauge("raytraffic_expected_wait_seconds", "Time in which they will be.")
 

@@ -22,18 +22,18 @@ from torch import Tensor
 
 from raytraffic.checkpoint import load_forecaster
 from raytraffic.diffusion.samplers import Sampler
-from raytraffic.forecaster import Forecaster
-from raytraffic.randomness import derive
+from raytraffic.forecaster import Forecaster, rows_of
 from raytraffic.serving.cache import SiteCache
 from raytraffic.serving.models import served_model
 from raytraffic.types import Condition, Forecast, Scale, TrafficBatch
 
-__all__ = ["Conditioner", "Embedder", "Job", "SamplerStage"]
+__all__ = ["SECONDS", "Conditioner", "Embedder", "Job", "SamplerStage", "draw_together"]
 
 T = TypeVar("T")
 #: Checkpoints a replica holds at most.
 _MODELS = 3
-_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
+#: Boundaries of all histograms of times.
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 
 
 class _Stage:
@@ -45,7 +45,7 @@ class _Stage:
         torch.set_num_threads(max(1, int(_cpus())))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"raytraffic-{self.name}")
-        self._seconds = Histogram("raytraffic_stage_seconds", "Time of one call of a stage.", boundaries=_SECONDS, tag_keys=("stage",))
+        self._seconds = Histogram("raytraffic_stage_seconds", "Time of one call of a stage.", boundaries=SECONDS, tag_keys=("stage",))
         self._seconds.set_default_tags({"stage": self.name})
 
     @serve.multiplexed(max_num_models_per_replica=_MODELS)
@@ -195,7 +195,6 @@ class SamplerStage(_Stage):
         self._jobs = Histogram("raytraffic_batch_jobs", "Calls that were computed together.", boundaries=[1, 2, 3, 4, 6, 8, 12, 16, 32])
         self._draws = Counter("raytraffic_draws", "Draws made (windows x draws).")
         self._dropped = Counter("raytraffic_dropped_draws", "Draws no one waited for any more.")
-        self._loaded: dict[str, Forecaster] = {}
 
     def reconfigure(self, settings: dict[str, Any]) -> None:
         """Serve's user_config: see Batching; applies without a restart."""
@@ -239,13 +238,12 @@ def draw_together(forecaster: Forecaster, jobs: Sequence[Job], device: str) -> l
     conditions = [job.condition.to(device) for job in jobs]
     scales = [forecaster.scale(batch, condition) for batch, condition in zip(batches, conditions, strict=True)]
     batch, condition, scale = TrafficBatch.cat(batches), Condition.cat(conditions), Scale.cat(scales)
-    first = torch.tensor([len(one.key) for one in batches]).cumsum(0) - torch.tensor([len(one.key) for one in batches])
-    window = [first[i] + torch.arange(len(one.key)).repeat_interleave(jobs[i].draws) for i, one in enumerate(batches)]
-    seeds = [
-        derive(job.batch.key.repeat_interleave(job.draws), job.seed, torch.arange(job.draws).repeat(len(job.batch.key))) for job in jobs
-    ]
+    count = torch.tensor([len(one.key) for one in batches])
+    first = (count.cumsum(0) - count).tolist()
+    of_job = [rows_of(one, job.draws, job.seed) for one, job in zip(batches, jobs, strict=True)]
     of_row = torch.arange(len(jobs)).repeat_interleave(torch.tensor([job.rows for job in jobs]))
-    rows, keys = torch.cat(window).to(device), torch.cat(seeds).to(device)
+    rows = torch.cat([begin + window for begin, (window, _) in zip(first, of_job, strict=True)])
+    seeds = torch.cat([seed for _, seed in of_job])
     drawn: Tensor | None = None
     lost: set[int] = set()
     for at in range(0, len(rows), sampler.rows):
@@ -258,7 +256,7 @@ def draw_together(forecaster: Forecaster, jobs: Sequence[Job], device: str) -> l
         try:
             if unwanted():
                 raise InterruptedError
-            part = forecaster.draw_rows(batch, condition, scale, sampler, rows[block], keys[block], unwanted)
+            part = forecaster.draw_rows(batch, condition, scale, sampler, rows[block], seeds[block], unwanted)
         except InterruptedError:
             lost.update(members)
             continue

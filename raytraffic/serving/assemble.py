@@ -60,6 +60,8 @@ def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], ti
         raise Refused.of(
             ["step_minutes"], query.ask.step_minutes, f"{1440 // len(known.profile[0])}, as city {query.ask.city} was measured"
         )
+    if known is not None and len(known.reference) != len(query.services):
+        raise Refused.of(["city"], repr(query.ask.city), f"a city that was measured with {len(query.services)} services")
     names, members = _tiles(query, tile)
     length = query.traffic.shape[1]
     horizon = horizon_of(query)

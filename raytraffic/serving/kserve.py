@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -98,11 +99,7 @@ def kserve_routes(service: ForecastService, ready: Callable[[], Awaitable[bool]]
         model = model_of(name)
         if isinstance(model, Response):
             return model
-        try:
-            content = InferBody.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise Refused(problems(error)) from None
-        query = _query(content, model, service)
+        content, query = await asyncio.to_thread(_read, await request.body(), model, service)
         service.check(query)
         table = await service.table(query, service.deadline(query))
         return JSONResponse(_outputs(content, query, table.to_pydict()))
@@ -128,6 +125,14 @@ def _metadata(model: ServedModel) -> dict[str, Any]:
         "inputs": inputs,
         "outputs": outputs,
     }
+
+
+def _read(body: bytes, model: ServedModel, service: ForecastService) -> tuple[InferBody, Query]:
+    try:
+        content = InferBody.model_validate_json(body)
+    except ValidationError as error:
+        raise Refused(problems(error)) from None
+    return content, _query(content, model, service)
 
 
 def _query(content: InferBody, model: ServedModel, service: ForecastService) -> Query:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from raytraffic.files import Location
 from raytraffic.serving.service import ForecastService
@@ -25,6 +26,12 @@ def explorer_cities() -> dict[str, City]:
     stations = station_city("lone & far/away", steps=90, stations=7)
     stations = replace(stations, sites=[HOSTILE, *stations.sites[1:]])
     return {city.name: city for city in (dawnport, stations, grid_city("gridton", steps=90))}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """As every worker of ours has: sums over more threads round otherwise, and a pool's threads keep the number they began with."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
