@@ -59,8 +59,10 @@ class _Stage:
 
 
 def _cpus() -> float:
-    """The CPUs this replica was given; 1 outside a cluster (local testing)."""
-    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)) if ray.is_initialized() else 1.0
+    """The CPUs this replica was given; 1 in the driver's own process (local testing), whether or not that is connected to a cluster."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return 1.0
+    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0))
 
 
 def _timed(seconds: Histogram, function: Callable[..., T], *arguments: Any) -> T:

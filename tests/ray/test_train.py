@@ -70,8 +70,8 @@ def test_two_workers_learn_what_one_learns(prepared: Path, trained: Path, tmp_pa
     train(settings(prepared, tmp_path / "run", workers=2))
     ours, theirs = weights(trained), weights(tmp_path / "run")
     for name, value in ours.items():
-        # Gradients are summed in another order, and Adam divides by their size: an entry near zero may move by a share of a step.
-        assert torch.allclose(theirs[name], value, rtol=1e-4, atol=2e-5), (name, float((theirs[name] - value).abs().max()))
+        # Gradients are summed in another order, and Adam divides by their size: an entry near zero may move by a share of a step (0.001).
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
     losses = [[row["loss"] for row in read_metrics(Location.of(run))] for run in (trained, tmp_path / "run")]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
 
