@@ -90,6 +90,8 @@ class _FitConfig:
     """Time slots of a window."""
     seed: int = 0
     workers: int = 1
+    min_workers: int | None = None
+    """Go on with as few workers as this where the cluster has lost some, and with more as they come back; `workers` if not given."""
     cpus_per_worker: float = 1
     threads: int = 1
     """Torch threads of a worker."""
@@ -117,6 +119,8 @@ class _FitConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number in [0, 1]")
         _at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers: {self.min_workers}, expected a number from 1 to workers ({self.workers})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +284,14 @@ class ForecastConfig:
     steps: int = 10
     """Sampler steps."""
     batch: int = 16
+    """Tiles that are computed together; their forecasts are the same in any batch."""
     tiles_per_shard: int = 64
+    """Tiles of one output file, which is what a crash can cost."""
+    retry_failed: bool = False
+    """Make shards again that stand but hold failed stations."""
     seed: int = 0
     workers: int = 2
+    """At most so many processes (GPUs with --gpu)."""
     gpu: bool = False
 
     def __post_init__(self) -> None:

@@ -16,7 +16,16 @@ from raytraffic.rollout import rollout
 from raytraffic.types import ordered_quantile
 from raytraffic.windows import Columns, Windows
 
-__all__ = ["ForecastRequest", "draws_table", "forecast_table", "issue_windows"]
+__all__ = [
+    "Failure",
+    "ForecastRequest",
+    "draws_table",
+    "forecast_table",
+    "issue_windows",
+    "possible_windows",
+    "station_forecasts",
+    "tile_failures",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,16 @@ class ForecastRequest:
         return max(window - self.horizon, window // 2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A station that got no forecast (all stations of a tile that could not be read where `unique_id` is empty), and why."""
+
+    city: str
+    place: str
+    unique_id: str
+    reason: str
+
+
 def issue_windows(
     windows: Windows, request: ForecastRequest, issue_minute: int | None, step_minutes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -53,6 +72,16 @@ def issue_windows(
     Only series of `step_minutes` are looked at. `issue_minute` counts from 1970-01-01 on the city's wall clock; None is the end
     of each series. Raises ValueError, naming the place, when a series does not hold the history before the issue time.
     """
+    rows, starts, refused = possible_windows(windows, request, issue_minute, step_minutes)
+    for row, reason in refused.items():
+        raise ValueError(f"{'/'.join(_place(windows, row))}: {reason}")
+    return rows, starts
+
+
+def possible_windows(
+    windows: Windows, request: ForecastRequest, issue_minute: int | None, step_minutes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, str]]:
+    """`issue_windows` of the places that have one; of the others an index row and the reason why not."""
     index = windows.store.index
     series = index.table_of_series()
     history = request.history(windows.window)
@@ -61,19 +90,20 @@ def issue_windows(
         if int(index.step_minutes[series.first_row[i]]) == step_minutes:
             newest[int(series.place[i])] = i
     rows, starts = [], []
+    refused: dict[int, str] = {}
     for i in sorted(newest.values()):
         first = int(series.first_row[i])
         steps = int(series.steps[i])
         issue = steps if issue_minute is None else -((int(index.start_minute[first]) - issue_minute) // step_minutes)
         start = issue - history
-        place = "/".join(index.places[int(series.place[i])])
         if issue > steps:
-            raise ValueError(f"{place}: ends {issue - steps} steps before the issue time, expected measurements up to it")
-        if start < 0:
-            raise ValueError(f"{place}: {max(issue, 0)} steps before the issue time, expected at least {history} steps of history")
-        rows.append(first + min(start // index.core, windows.store.layout.runs(steps) - 1))
-        starts.append(start)
-    return np.array(rows, dtype=np.int64), np.array(starts, dtype=np.int64)
+            refused[first] = f"ends {issue - steps} steps before the issue time, expected measurements up to it"
+        elif start < 0:
+            refused[first] = f"{max(issue, 0)} steps before the issue time, expected at least {history} steps of history"
+        else:
+            rows.append(first + min(start // index.core, windows.store.layout.runs(steps) - 1))
+            starts.append(start)
+    return np.array(rows, dtype=np.int64), np.array(starts, dtype=np.int64), refused
 
 
 def forecast_table(
@@ -83,27 +113,111 @@ def forecast_table(
 
     Columns: city, unique_id, service, ds (timestamp, local), mean, one column a quantile level named by it, and `draws`
     (list) with `keep_draws`. A tile's forecast depends on its own history alone, whatever else is asked for with it.
+    Raises ValueError, naming the station, where one has no finite forecast.
     """
-    tables = []
+    table, failures, _ = station_forecasts(forecaster, windows, rows, starts, request)
+    for failure in failures:
+        raise ValueError(f"{failure.city}/{failure.place}/{failure.unique_id}: {failure.reason}")
+    return table
+
+
+def station_forecasts(
+    forecaster: Forecaster, windows: Windows, rows: NDArray[np.int64], starts: NDArray[np.int64], request: ForecastRequest
+) -> tuple[pa.Table, list[Failure], int]:
+    """`forecast_table` of the stations that can be answered, the others, and how many of the answered had no measurement in their history.
+
+    What is wrong with a station's data is found wherever it shows (a ValueError in reading or cutting, a forecast that is not finite) and
+    costs only the tile that cannot be read, or the station. Faults of the machine are raised.
+    """
+    tables: list[pa.Table] = []
+    failures: list[Failure] = []
+    unknown = 0
     for at in range(0, len(rows), request.batch):
         chosen = slice(at, at + request.batch)
-        columns = windows.cut(rows[chosen], starts[chosen], request.history(windows.window), request.horizon)
-        batch = windows.batch(columns)
-        draws = rollout(forecaster, batch, windows.window, request.sampler, request.draws, request.seed).draws[..., -request.horizon :, :]
-        tables.append(_rows(windows, columns, draws, request))
-    return pa.concat_tables(tables)
+        try:
+            parts = [_answer(forecaster, windows, rows[chosen], starts[chosen], request)]
+        except ValueError:
+            parts = []  # draws of a tile are the same in any batch
+            for row, start in zip(rows[chosen], starts[chosen], strict=True):
+                try:
+                    parts.append(_answer(forecaster, windows, np.array([row]), np.array([start]), request))
+                except ValueError as error:
+                    failures += tile_failures(windows, int(row), str(error).partition("\n")[0])
+        for table, failed, without in parts:
+            tables.append(table)
+            failures += failed
+            unknown += without
+    # One chunk with one dictionary a column: a file's bytes must not tell which tiles were computed together.
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks() if tables else _nothing(windows, request)
+    return whole, failures, unknown
 
 
-def _rows(windows: Windows, columns: Columns, draws: torch.Tensor, request: ForecastRequest) -> pa.Table:
-    """Table rows of draws (b, n, c, t, s) of the horizon."""
+def tile_failures(windows: Windows, row: int, reason: str) -> list[Failure]:
+    """All stations of the tile of an index row as failures for one reason."""
+    city, place = _place(windows, row)
+    try:
+        names = [name for name in windows.site_names(np.array([row]))[0] if name]
+    except ValueError:
+        names = [""]
+    return [Failure(city=city, place=place, unique_id=name, reason=reason) for name in names]
+
+
+def _place(windows: Windows, row: int) -> tuple[str, str]:
     index = windows.store.index
+    city, *place = index.places[int(index.place[row])]
+    return city, "/".join(place)
+
+
+def _answer(
+    forecaster: Forecaster, windows: Windows, rows: NDArray[np.int64], starts: NDArray[np.int64], request: ForecastRequest
+) -> tuple[pa.Table, list[Failure], int]:
+    """Tiles together: table, stations without a finite forecast, and the number of answered ones without a measurement."""
+    columns = windows.cut(rows, starts, request.history(windows.window), request.horizon)
+    batch = windows.batch(columns)
+    draws = rollout(forecaster, batch, windows.window, request.sampler, request.draws, request.seed).draws[..., -request.horizon :, :]
     sites = windows.site_names(columns["row"])
+    there = sites != ""
+    finite = draws.isfinite().all(dim=(1, 2, 3)).numpy()
+    measured = batch.known.any(dim=(1, 2)).numpy()
+    failures = [
+        Failure(city=city, place=place, unique_id=sites[i, j], reason="its forecast is not finite, expected numbers")
+        for i, j in np.argwhere(there & ~finite).tolist()
+        for city, place in [_place(windows, int(rows[i]))]
+    ]
+    return _rows(windows, columns, draws, sites, there & finite, request), failures, int((there & finite & ~measured).sum())
+
+
+def _nothing(windows: Windows, request: ForecastRequest) -> pa.Table:
+    """The table of no station."""
+    _, c, s = 0, len(windows.store.services), windows.store.layout.cells
+    return draws_table(
+        torch.zeros(0, request.draws, c, request.horizon, s),
+        answered=np.zeros((0, c, request.horizon, s), dtype=bool),
+        cities=np.zeros(0, dtype=object),
+        sites=np.zeros((0, s), dtype=object),
+        minutes=np.zeros((0, request.horizon), dtype=np.int64),
+        services=windows.store.services,
+        quantiles=request.quantiles,
+        keep_draws=request.keep_draws,
+    )
+
+
+def _rows(
+    windows: Windows,
+    columns: Columns,
+    draws: torch.Tensor,
+    sites: NDArray[np.object_],
+    answered: NDArray[np.bool_],
+    request: ForecastRequest,
+) -> pa.Table:
+    """Table rows of draws (b, n, c, t, s) of the horizon for the stations (b, s) that are `answered`."""
+    index = windows.store.index
     first = index.start_minute[columns["row"]] + (columns["start"] - index.first_step[columns["row"]]) * columns["step_minutes"]
     slots = columns["traffic"].shape[2] - request.horizon + np.arange(request.horizon)
     b, _, c, t, s = draws.shape
     return draws_table(
         draws,
-        answered=np.broadcast_to((sites != "")[:, None, None], (b, c, t, s)),
+        answered=np.broadcast_to(answered[:, None, None], (b, c, t, s)),
         cities=np.array(index.cities, dtype=object)[columns["city"]],
         sites=sites,
         minutes=first[:, None] + slots * columns["step_minutes"][:, None],

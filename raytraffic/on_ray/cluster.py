@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.data
 
-__all__ = ["connect", "dataset"]
+__all__ = ["connect", "dataset", "refuse_open_cluster"]
 
 
 def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts one on this machine; does nothing where ray runs already."""
+    """Joins the cluster of RAY_ADDRESS, or starts one on this machine; does nothing where ray runs already.
+
+    Raises ValueError for a cluster that others can reach and that asks for no token.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        joined = ray.init(logging_level=logging.WARNING)
+        try:
+            refuse_open_cluster(ray.get_runtime_context().gcs_address, joined.dashboard_url)
+        except ValueError:
+            ray.shutdown()
+            raise
     else:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ notices about its own internals; Python errors still show
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def refuse_open_cluster(gcs_address: str, dashboard_url: str | None) -> None:
+    """Raises ValueError where the cluster's head is not on the loopback interface and does not ask for a token (docs/security.md)."""
+    host = gcs_address.rpartition(":")[0].strip("[]")
+    if all(ipaddress.ip_address(str(found[4][0])).is_loopback for found in socket.getaddrinfo(host, None)):
+        return
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode == "token" and (dashboard_url is None or _asks_for_token(dashboard_url)):
+        return
+    found = "answers without a token" if mode == "token" else f"is joined with RAY_AUTH_MODE={mode or '(not set)'}"
+    raise ValueError(
+        f"RAY_ADDRESS: the cluster at {gcs_address} can be reached from other machines and {found}, expected token authentication: whoever "
+        "reaches it runs code on it. Start every node and client with RAY_AUTH_MODE=token and one token "
+        "(`ray get-auth-token --generate`; docs/security.md)"
+    )
+
+
+def _asks_for_token(dashboard_url: str) -> bool:
+    """Whether the cluster's own door turns away who shows none; a door that cannot be tried counts as locked."""
+    try:
+        with urllib.request.urlopen(f"http://{dashboard_url}/api/version", timeout=5):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        return True
 
 
 def dataset(items: Sequence[dict[str, Any]]) -> ray.data.Dataset:

@@ -1,25 +1,27 @@
-"""Fleet forecasts through Ray Data actors: one Parquet shard a group of tiles, a manifest last, and resume by what is there.
-
-The shards of a run are fixed beforehand and each is a function of the run's fingerprint (weights, store, request) and its own
-tiles, so a shard that exists is done, whoever wrote it, and a repeated run writes the same bytes.
-"""
+"""Fleet forecasts through Ray Data actors: one Parquet shard a group of tiles, a manifest last, and resume by what is there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import ray.data
 import torch
+from ray.util.metrics import Counter
 
 from raytraffic.checkpoint import MARKER, load_forecaster
 from raytraffic.config import ForecastConfig, PrepareConfig, to_json
 from raytraffic.diffusion.samplers import Sampler
-from raytraffic.files import Location, parquet_bytes
-from raytraffic.forecasting import ForecastRequest, forecast_table, issue_windows
+from raytraffic.files import Location
+from raytraffic.fleet import Plan, Shard, plan, read_facts, shard_bytes, summary, table_of_failures
+from raytraffic.forecasting import ForecastRequest
+from raytraffic.lease import held
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.prepare import prepare
 from raytraffic.on_ray.progress import Stage
@@ -28,42 +30,90 @@ from raytraffic.windows import windows_for
 
 __all__ = ["forecast"]
 
+#: What a forecast's numbers do not depend on.
+_MACHINERY = {"workers", "gpu", "out", "checkpoint", "store", "table", "batch", "retry_failed"}
+_READERS = 16
+
 
 def forecast(config: ForecastConfig) -> Location:
     """Writes the forecast of every site into `out` and returns it; the same command again does only what is missing.
 
-    Raises ValueError unless exactly one of `store` and `table` is given, and where `out` holds another run's forecast.
+    Raises ValueError unless exactly one of `store` and `table` is given, where `out` holds another run's forecast or another process
+    writes there, and where not one station could be answered.
     """
+    if (config.store is None) == (config.table is None):
+        raise ValueError(f"store, table: {config.store!r}, {config.table!r}, expected exactly one of them")
     out = Location.of(config.out)
-    _, _, model_config = load_forecaster(config.checkpoint)
     issue = None if config.issue is None else _minute(config.issue)
-    store = open_store(_store(config, out))
-    windows = windows_for(store, "all", model_config)
-    items: list[dict[str, Any]] = []
-    for step in np.unique(store.index.step_minutes).tolist():
-        rows, starts = issue_windows(windows, _request(config, step), issue, step)
-        for at in range(0, len(rows), config.tiles_per_shard):
-            part = slice(at, at + config.tiles_per_shard)
-            name = f"forecast-{len(items):05d}.parquet"
-            items.append({"shard": name, "step": step, "rows": rows[part].tolist(), "starts": starts[part].tolist()})
-    run = {"config": _identity(config), "fingerprint": _fingerprint(config, store)}
-    _claim(out, run)
-    tiles = sum(len(item["rows"]) for item in items)
-    there = {file.name for file in out.child("shards").list()}
-    missing = [item for item in items if item["shard"] not in there]
-    connect()
-    with Stage("forecast", tiles, done=tiles - sum(len(item["rows"]) for item in missing)) as stage:
-        if missing:
-            pool = ray.data.ActorPoolStrategy(size=min(config.workers, len(missing)))
-            written = dataset(missing).map_batches(
-                _Forecasts, fn_constructor_args=(config, store), batch_size=1, compute=pool, num_cpus=1, num_gpus=1 if config.gpu else 0
-            )
-            for row in written.iter_rows():
-                stage.advance(row["tiles"], row["shard"])
-    names = [item["shard"] for item in items]
-    shards = {name: hashlib.sha256(out.child("shards", name).read_bytes()).hexdigest() for name in names}
-    out.child("manifest.json").write_bytes(json.dumps({**run, "shards": shards}, indent=1).encode())
+    _, _, model_config = load_forecaster(config.checkpoint)
+    with held(out):
+        began = time.monotonic()
+        store = open_store(_store(config, out))
+        windows = windows_for(store, "all", model_config)
+        requests = {step: _request(config, step) for step in np.unique(store.index.step_minutes).tolist()}
+        planned = plan(windows, requests, issue, config.tiles_per_shard)
+        identity = {name: value for name, value in to_json(config).items() if name not in _MACHINERY}
+        fingerprint = _fingerprint(config, store, identity)
+        run = {"config": identity, "fingerprint": fingerprint}
+        _claim(out, run)
+        done = _done(out, planned, fingerprint, config.retry_failed)
+        missing = [shard for shard in planned.shards if shard.name not in done]
+        _make(config, store, missing, fingerprint, planned.tiles)
+        _conclude(out, planned, run, config.draws, {"shards_made": len(missing), "seconds": time.monotonic() - began})
     return out
+
+
+def _done(out: Location, planned: Plan, fingerprint: str, retry_failed: bool) -> set[str]:
+    """Names of the shards that are there, whole and of this run."""
+    there = {file.name for file in out.child("shards").list()}
+    names = [shard.name for shard in planned.shards if shard.name in there]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = dict(zip(names, pool.map(lambda name: read_facts(out.child("shards", name)), names), strict=True))
+    return {name for name, facts in found.items() if facts and facts.fingerprint == fingerprint and not (retry_failed and facts.failures)}
+
+
+def _make(config: ForecastConfig, store: Store, missing: list[Shard], fingerprint: str, tiles: int) -> None:
+    """Computes shards on the cluster; returns when the last one stands in `out`."""
+    connect()
+    with Stage("forecast", tiles, done=tiles - sum(len(shard.rows) for shard in missing)) as stage:
+        if not missing:
+            return
+        most = min(config.workers, len(missing))
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)  # as many as the cluster has room for
+        items = [{"shard": json.dumps(asdict(shard))} for shard in missing]
+        written = dataset(items).map_batches(
+            _Forecasts,
+            fn_constructor_args=(config, store, fingerprint),
+            batch_size=1,
+            compute=pool,
+            num_cpus=1,
+            num_gpus=1 if config.gpu else 0,
+        )
+        for row in written.iter_rows():
+            stage.advance(row["tiles"], row["shard"])
+
+
+def _conclude(out: Location, planned: Plan, run: dict[str, Any], draws: int, effort: dict[str, float]) -> None:
+    """Writes what the run came to: failures, manifest and summary, in this order; ValueError where no station was answered."""
+    files = [out.child("shards", shard.name) for shard in planned.shards]
+    with ThreadPoolExecutor(_READERS) as pool:
+        hashes = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
+        facts = [one for one in pool.map(read_facts, files) if one is not None]
+    told = summary(planned, facts, draws)
+    failures = [*planned.failures, *(failure for one in facts for failure in one.failures)]
+    out.child("failures.parquet").write_table(table_of_failures(failures))
+    if not told["stations"]:
+        first = next(iter(told["reasons"].items()), ("the store holds no station", 0))
+        raise ValueError(f"{out}: no station could be answered ({first[1]} of {told['failed']}: {first[0]}), expected at least one")
+    out.child("manifest.json").write_bytes(json.dumps({**run, "shards": hashes, "failed": len(failures)}, indent=1).encode())
+    seconds = max(effort["seconds"], 1e-9)
+    rates = {"stations_per_s": told["stations"] / seconds, "draws_per_s": told["draws"] / seconds} if effort["shards_made"] else {}
+    out.child("summary.json").write_bytes(json.dumps({**told, **effort, **rates}, indent=1).encode())
+    print(f"forecast: {json.dumps({**told, **effort, **rates})}", flush=True)
+
+
+def _sha256(file: Location) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
@@ -83,12 +133,13 @@ def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
 
 
 def _store(config: ForecastConfig, out: Location) -> Location:
-    """The store given, or the table prepared into one beside the forecast."""
-    if (config.store is None) == (config.table is None):
-        raise ValueError(f"store, table: {config.store!r}, {config.table!r}, expected exactly one of them")
+    """The store given, or the table prepared into one beside the forecast; of a table, stations at fault are left out and reported."""
     if config.store is not None:
         return Location.of(config.store)
-    return prepare(PrepareConfig(sources=(str(config.table),), out=str(out.child("store"))))
+    table = str(config.table)
+    if table.startswith("table:") and "faulty=" not in table:
+        table += ("&" if "?" in table else "?") + "faulty=skip"
+    return prepare(PrepareConfig(sources=(table,), out=str(out.child("store"))))
 
 
 def _minute(issue: str) -> int:
@@ -102,16 +153,10 @@ def _minute(issue: str) -> int:
     return int((moment - datetime(1970, 1, 1)).total_seconds() // 60)
 
 
-def _identity(config: ForecastConfig) -> dict[str, Any]:
-    """The settings a forecast's numbers depend on."""
-    machinery = {"workers", "gpu", "out", "checkpoint", "store", "table"}
-    return {name: value for name, value in to_json(config).items() if name not in machinery}
-
-
-def _fingerprint(config: ForecastConfig, store: Store) -> str:
+def _fingerprint(config: ForecastConfig, store: Store, identity: dict[str, Any]) -> str:
     marker = Location.of(config.checkpoint).child(MARKER).read_bytes()
     manifest = store.location.child("manifest.json").read_bytes()
-    return hashlib.sha256(marker + manifest + json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(marker + manifest + json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _claim(out: Location, run: dict[str, Any]) -> None:
@@ -127,17 +172,29 @@ def _claim(out: Location, run: dict[str, Any]) -> None:
 class _Forecasts:
     """Holds the model and writes shards."""
 
-    def __init__(self, config: ForecastConfig, store: Store) -> None:
+    def __init__(self, config: ForecastConfig, store: Store, fingerprint: str) -> None:
         torch.set_num_threads(1)
         self.config = config
+        self.fingerprint = fingerprint
         forecaster, _, model_config = load_forecaster(config.checkpoint)
         self.forecaster = forecaster.to("cuda" if config.gpu else "cpu")
         self.windows = windows_for(store, "all", model_config)
+        self.counts = {name: Counter(f"raytraffic_fleet_{name}", text) for name, text in _COUNTED.items()}
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        rows, starts = (np.asarray(item[name][0], dtype=np.int64) for name in ("rows", "starts"))
-        request = _request(self.config, int(item["step"][0]))
-        table = forecast_table(self.forecaster, self.windows, rows, starts, request)
-        shard = str(item["shard"][0])
-        Location.of(self.config.out).child("shards", shard).write_bytes(parquet_bytes(table))
-        return {"shard": [shard], "tiles": [len(rows)]}
+        shard = Shard(**json.loads(str(item["shard"][0])))
+        data, facts = shard_bytes(self.forecaster, self.windows, shard, _request(self.config, shard.step_minutes), self.fingerprint)
+        Location.of(self.config.out).child("shards", shard.name).write_bytes(data)
+        made = {"shards": 1, "stations": facts.stations, "failures": len(facts.failures), "draws": facts.stations * self.config.draws}
+        for name, count in made.items():
+            if count:
+                self.counts[name].inc(count)
+        return {"shard": [shard.name], "tiles": [len(shard.rows)]}
+
+
+_COUNTED = {
+    "shards": "Shards of a fleet forecast that were written.",
+    "stations": "Stations that were answered.",
+    "failures": "Stations that could not be answered.",
+    "draws": "Draws made (stations x draws).",
+}

@@ -1,10 +1,12 @@
-"""Progress of long work: a bar on a terminal, and one line an event where the output is a log."""
+"""Progress of long work: a bar on a terminal, and one line of name=value an event where the output is a log."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import TracebackType
 
 from rich.console import Console
@@ -47,7 +49,8 @@ class Stage:
         tenth = _LINES * done // max(1, self.total)
         if not self._console.is_terminal and tenth > self._shown:
             self._shown = tenth
-            print(f"{self.title}: {done}/{self.total} {note}".rstrip(), flush=True)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            print(f"{now} event=progress stage={json.dumps(self.title)} done={done} total={self.total} note={json.dumps(note)}", flush=True)
 
 
 @contextmanager

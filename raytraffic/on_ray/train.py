@@ -10,7 +10,8 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from raytraffic import registry
 from raytraffic.augment import augment
@@ -34,17 +36,21 @@ from raytraffic.nn.transformer import AdaLNBlock
 from raytraffic.on_ray.cluster import connect
 from raytraffic.on_ray.data import training_batches
 from raytraffic.on_ray.progress import follow
+from raytraffic.on_ray.train_metrics import TrainMetrics, model_flops_utilisation
 from raytraffic.randomness import derive
+from raytraffic.report.training import training_report
 from raytraffic.resume import newest, prune, restore, save
 from raytraffic.store import Store, open_store
-from raytraffic.training_log import TrainingLog
+from raytraffic.training_log import TrainingLog, read_metrics
 from raytraffic.types import TrafficBatch
 from raytraffic.windows import Selection, Windows, windows_for
 
 __all__ = ["initial_model", "keep_settings", "train"]
 
 _LOG_EVERY = 25
-_FREE = {"workers", "cpus_per_worker", "threads", "gpu", "shard", "keep", "max_failures", "out", "store"}
+#: Seconds within which a notice of preemption is seen, where steps are not longer.
+_NOTICE_S = 5.0
+_FREE = {"workers", "min_workers", "cpus_per_worker", "threads", "gpu", "shard", "keep", "max_failures", "out", "store"}
 
 
 def train(config: TrainConfig | FinetuneConfig) -> Location:
@@ -62,7 +68,7 @@ def train(config: TrainConfig | FinetuneConfig) -> Location:
             _worker,  # type: ignore[arg-type]  # its return value, which the stub does not know, is documented
             train_loop_config=to_json(config),
             scaling_config=ScalingConfig(
-                num_workers=config.workers,
+                num_workers=_workers(config),  # type: ignore[arg-type]  # the stub does not know the elastic (least, most)
                 use_gpu=config.gpu,
                 resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {}),
             ),
@@ -78,13 +84,18 @@ def train(config: TrainConfig | FinetuneConfig) -> Location:
     return out.child("best")
 
 
+def _workers(config: TrainConfig | FinetuneConfig) -> int | tuple[int, int]:
+    return config.workers if config.min_workers is None else (config.min_workers, config.workers)
+
+
 def _check(config: TrainConfig | FinetuneConfig, out: Location) -> None:
     """Refuses wrong settings before any worker starts, and saves them with the run."""
     store = open_store(config.store)
     named_tasks(config.tasks)
     _optimisation(config)
-    if config.batch % config.workers:
-        raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({config.workers})")
+    for workers in range(config.min_workers or config.workers, config.workers + 1):
+        if config.batch % workers:
+            raise ValueError(f"batch: {config.batch}, expected a multiple of workers ({workers})")
     _windows(config, store, initial_model(config, store)[1]).training(config.seed)
     keep_settings(out, config, _FREE)
 
@@ -169,6 +180,8 @@ class _Run:
     log: TrainingLog
     done: int
     best: dict[str, float]
+    metrics: TrainMetrics | None
+    noticed: set[int | None] = field(default_factory=set)
 
     @classmethod
     def start(cls, config: TrainConfig | FinetuneConfig, rank: int, world: int) -> _Run:
@@ -195,7 +208,8 @@ class _Run:
             best = {name: state[name] for name in best}
         log = TrainingLog(out, done) if rank == 0 else TrainingLog(None, done)
         windows = _windows(config, store, chosen)
-        return cls(config, rank, world, device, windows, name, chosen, wrapped, model, adam, ema, settings, log, done, best)
+        metrics = TrainMetrics(str(out)) if rank == 0 else None
+        return cls(config, rank, world, device, windows, name, chosen, wrapped, model, adam, ema, settings, log, done, best, metrics)
 
     def loop(self, batches: Iterator[dict[str, NDArray[Any]]]) -> None:
         """Trains on what the batches hold, one step each."""
@@ -203,6 +217,8 @@ class _Run:
         tasks = named_tasks(config.tasks)
         waited, since, clock = 0.0, self.done, time.monotonic()
         losses: list[float] = []
+        flops = 0.0
+        look_every = 1  # steps between two looks for a notice of preemption, the same on all ranks
         while self.done < config.steps:
             before = time.monotonic()
             columns = next(batches)
@@ -212,36 +228,65 @@ class _Run:
             seeds = derive(batch.key, config.seed, torch.from_numpy(columns["sample"]).to(self.device))
             batch = augment(batch, seeds, config)
             batch = mixture(batch, tasks, config.weights, seeds)
-            figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
+            with FlopCounterMode(display=False) if config.gpu and not flops else nullcontext() as counter:
+                figures = step(self.wrapped, batch, seeds, self.adam, self.done, self.settings, mixed_precision=config.gpu)
+            flops = flops if counter is None else float(counter.get_total_flops())
             self.done += 1
             self.ema.update(self.model.named_parameters(), self.done)
             losses.append(figures["loss"])
             validates = self.done % config.validate_every == 0 or self.done == config.steps
             if self.done % _LOG_EVERY == 0 or validates:
                 elapsed = time.monotonic() - clock
-                self.log.add(
-                    step=self.done,
-                    loss=self._mean(losses),
-                    learning_rate=figures["learning_rate"],
-                    gradient_norm=figures["gradient_norm"],
-                    windows_per_second=(self.done - since) * config.batch / elapsed,
-                    data_wait_share=waited / elapsed,
-                )
+                steps = self.done - since
+                row = {
+                    "loss": self._mean(losses),
+                    "learning_rate": figures["learning_rate"],
+                    "gradient_norm": figures["gradient_norm"],
+                    "windows_per_second": steps * config.batch / elapsed,
+                    "data_wait_share": waited / elapsed,
+                }
+                self.log.add(step=self.done, **row)
+                self._show(row, flops * steps / elapsed)
+                look_every = min(_LOG_EVERY, max(1, int(_NOTICE_S / self._mean([elapsed / steps]))))
                 losses, waited, since, clock = [], 0.0, self.done, time.monotonic()
             if validates:
                 self._validate_and_save()
                 clock = time.monotonic()
+            elif self.done % look_every == 0:
+                self._save_before_preemption()
+
+    def _show(self, row: dict[str, float], flops_per_second: float) -> None:
+        """The same figures as metrics, with what only a running cluster wants to know."""
+        if self.metrics is None:
+            return
+        tokens = row["windows_per_second"] * self.windows.store.layout.tokens(self.config.window)
+        utilisation = model_flops_utilisation(flops_per_second, 1)  # of this rank's device, and its own operations
+        known = {} if utilisation is None else {"mfu": utilisation}
+        self.metrics.set({**row, "step": self.done, "tokens_per_second": tokens, **known})
 
     def _validate_and_save(self) -> None:
         loss = self._validation_loss()
         if not loss >= self.best["best_loss"]:  # a NaN (no validation part) makes the newest the best
             self.best = {"best_step": float(self.done), "best_loss": loss if np.isfinite(loss) else float("inf")}
+        self._save()
+        if self.rank == 0:
+            self.log.validated(self.done, loss)
+        if self.metrics is not None:
+            self.metrics.set({"validation_loss": loss})
+        ray.train.report({"step": self.done, "validation_loss": loss})
+
+    def _save_before_preemption(self) -> None:
+        """A checkpoint beyond the regular ones, once a notice that a worker's node will be taken away; all ranks must come here."""
+        notice = ray.train.get_preemption_info()
+        if notice is not None and notice.deadline_ms not in self.noticed:
+            self.noticed.add(notice.deadline_ms)
+            self._save()
+
+    def _save(self) -> None:
         folder = Location.of(self.config.out).child("checkpoints")
         save(folder, self.model, self.adam, self.ema, self.done, self.best, write=self.rank == 0)
         if self.rank == 0:
             prune(folder, self.config.keep, int(self.best["best_step"]))
-            self.log.validated(self.done, loss)
-        ray.train.report({"step": self.done, "validation_loss": loss})
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
@@ -279,7 +324,7 @@ class _Run:
         return value
 
     def finish(self) -> None:
-        """Writes the best and the last averaged model, with their cards."""
+        """Writes the best and the last averaged model, with their cards, and the run's report."""
         out = Location.of(self.config.out)
         steps = {"best": int(self.best["best_step"]), "last": self.done}
         for name, number in steps.items():
@@ -287,6 +332,9 @@ class _Run:
             facts = {"Training": to_json(self.config), "Step": str(number), "Validation loss": str(self.best["best_loss"])}
             facts |= {"Cities": dict(self.windows.store.manifest["cities"])}
             save_forecaster(out.child(name), average, self.model_name, self.model_config, facts)
+        cities = self.windows.store.manifest["cities"]
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        training_report(read_metrics(out), to_json(self.config), cities, out.child("report.html"), parameters=parameters)
 
 
 def _shard(model: nn.Module, config: TrainConfig | FinetuneConfig, world: int, device: torch.device) -> nn.Module:

@@ -57,6 +57,11 @@ class Layout:
         counts = (self.run_steps // self.token[0], self.tile[0] // self.token[1], self.tile[1] // self.token[2])
         return (*counts, services, *self.token)
 
+    def tokens(self, steps: int) -> int:
+        """Base tokens of a tile's window of so many steps, those of all services being one."""
+        counts = self.token_shape(1)
+        return -(-steps // self.token[0]) * counts[1] * counts[2]
+
     def to_json(self) -> dict[str, Any]:
         """The manifest's fields."""
         return {

@@ -50,6 +50,7 @@ def test_a_run_leaves_models_metrics_and_its_newest_checkpoints(trained: Path) -
         assert all(torch.equal(value, average[key]) for key, value in weights(trained, name).items())
     assert json.loads((trained / "config.json").read_bytes())["steps"] == 40
     assert list((trained / "tensorboard").iterdir())
+    assert "trained for 40 steps of 8 windows" in (trained / "report.html").read_text()
 
 
 def test_a_finished_run_is_not_trained_again(prepared: Path, trained: Path) -> None:
@@ -97,7 +98,7 @@ def _command(config: TrainConfig) -> list[str]:
     return [sys.executable, "-m", "raytraffic.cli", "train", "--store", config.store, "--out", config.out, *options]
 
 
-def _started_by(folder: str) -> Iterator[int]:
+def started_by(folder: str) -> Iterator[int]:
     """Processes whose environment names this test's own folder for Ray: those that this test started."""
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -111,7 +112,7 @@ def _kill(process: subprocess.Popen[bytes], folder: str) -> None:
     """SIGKILL to the driver's group and to what its Ray left behind."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for child in _started_by(folder):
+    for child in started_by(folder):
         os.kill(child, signal.SIGKILL)
 
 
