@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -103,6 +105,18 @@ class Location:
         """The file's content; FileNotFoundError when absent."""
         with self.filesystem().open_input_stream(self.path) as stream:
             return bytes(stream.read())
+
+    def open_stream(self) -> BinaryIO:
+        """The file from its beginning, decompressed where its name ends with .gz; FileNotFoundError when absent."""
+        return io.BufferedReader(self.filesystem().open_input_stream(self.path))  # type: ignore[arg-type]  # a NativeFile is a raw stream
+
+    def open_file(self) -> BinaryIO:
+        """The file, to be read at any place; FileNotFoundError when absent."""
+        return io.BufferedReader(self.filesystem().open_input_file(self.path))  # type: ignore[arg-type]  # as above
+
+    def is_folder(self) -> bool:
+        """Whether a folder is there."""
+        return bool(self.filesystem().get_file_info(self.path).type == pafs.FileType.Directory)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the file in one piece: a reader sees the old content or the new one, never a part."""

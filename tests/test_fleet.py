@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from raytraffic.files import Location
 from raytraffic.fleet import Plan, ShardFacts, plan, read_facts, shard_bytes, summary, table_of_failures
 from raytraffic.forecaster import Forecaster
 from raytraffic.forecasting import Failure, ForecastRequest, forecast_table, issue_windows, station_forecasts
+from raytraffic.sources.table import LongTable
 from raytraffic.store import Store
 from raytraffic.windows import Windows
 from tests.serving.local_stages import LAYOUT, POI, WINDOW, grid_city, small_model, station_city
@@ -193,3 +195,15 @@ def test_a_summary_adds_up() -> None:
     table = table_of_failures(bad)
     assert table.column_names == ["city", "place", "unique_id", "reason"] and table["unique_id"].to_pylist() == ["0", "1", "2"]
     assert table_of_failures([]).schema == table.schema
+
+
+def test_stations_that_the_source_left_out_are_reported(tmp_path: Path) -> None:
+    times = pd.date_range("2024-05-06", periods=40, freq="30min")
+    frame = pd.DataFrame({"unique_id": np.repeat(["bad", "good"], 40), "ds": np.tile(times, 2), "y": 5.0})
+    frame.loc[3, "y"] = -1.0
+    city = next(LongTable(frame, faulty="skip").read("operator"))
+    windows = Windows(prepared(tmp_path / "store", [city], layout=LAYOUT), "all", WINDOW, POI)
+    planned = plan(windows, {30: REQUEST}, None, 4)
+    (failure,) = planned.failures
+    assert (failure.city, failure.unique_id) == ("operator", "bad") and "-1, expected a value >= 0" in failure.reason
+    assert planned.tiles == 1

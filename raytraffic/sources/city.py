@@ -32,6 +32,7 @@ class City:
     tiles            (m, h * w) index into s of the tiles the series is cut into, -1 for "no cell there", with
                      tile_shape (h, w) and m tile_ids that name the PLACE (equal ids in two periods = the same place);
                      None lets the store cut the grid into tiles, or make one tile a station
+    refused          (unique_id, reason) of the stations that the source left out because their own rows are at fault
     """
 
     name: str
@@ -50,6 +51,7 @@ class City:
     tiles: NDArray[np.int64] | None = None
     tile_shape: tuple[int, int] | None = None
     tile_ids: Sequence[str] | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         self._check_traffic()

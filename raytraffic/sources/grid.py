@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raytraffic.files import Location
 from raytraffic.sources.city import City
 from raytraffic.sources.resample import resample
 from raytraffic.sources.series import MONDAY, check_name, read_arrays, read_step
@@ -45,11 +46,11 @@ class GridArrays:
 
     def names(self) -> Sequence[str]:
         """The one name this array was given."""
-        return (self.name or Path(self.path).stem,)
+        return (self.name or Path(str(self.path)).stem,)
 
     def read(self, name: str) -> Iterator[City]:
         """The city, as one record; ValueError names the file and the field that is not as described."""
-        path = Path(self.path)
+        path = Location.of(self.path)
         check_name(name, self.names(), path)
         arrays = read_arrays(path, ("traffic",), ("start", "dow_slot"))
         traffic = arrays["traffic"]

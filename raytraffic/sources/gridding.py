@@ -7,15 +7,21 @@ rows of a grid run from north to south and its columns from west to east, like t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from itertools import compress
+from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pyproj import Proj
 from scipy.spatial import cKDTree
 
 from raytraffic.sources.city import STEP_MINUTES
+from raytraffic.sources.faulty import FaultyStationsError, Label
 
 __all__ = ["CellGrid", "LocalPlane", "LongRows", "common_steps", "count_in_cells", "count_within", "sum_into_cells", "when"]
 
@@ -138,59 +144,94 @@ def common_steps(station: NDArray[np.int64], time: NDArray[np.int64], stations: 
     return steps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LongRows:
-    """Rows (n,) of a long table: codes into `ids` and `services`, `time` in microseconds since a local midnight, and `value`.
+    """Rows (n,) of a long table: codes into `ids` and `services`, both sorted, `instant` in microseconds, and `value`.
 
-    No two rows share station, service and time. `label` is what messages call the table.
+    Instants count from 1970-01-01 00:00 UTC where there is a `zone`, otherwise from that local time. No two rows share
+    station, service and instant. `steps` (s,) are the stations' own (see common_steps).
     """
 
-    label: str
+    label: Label
     ids: Sequence[str]
     services: Sequence[str]
     station: NDArray[np.int64]
     service: NDArray[np.int64]
-    time: NDArray[np.int64]
+    instant: NDArray[np.int64]
     value: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    zone: ZoneInfo | None = None
+
+    @cached_property
+    def time(self) -> NDArray[np.int64]:
+        """(n,) local wall-clock time in microseconds since 1970-01-01 00:00 local: the zone's offset at the first instant throughout."""
+        if self.zone is None:
+            return self.instant
+        offset = pd.Timestamp(int(self.instant.min()), unit="us", tz="UTC").tz_convert(self.zone).utcoffset()
+        return self.instant + offset // timedelta(microseconds=1)
+
+    def without(self, stations: Container[str]) -> LongRows:
+        """The rows of all other stations, as they would be if these had never been in the table."""
+        kept = np.array([name not in stations for name in self.ids], dtype=bool)
+        if kept.all():
+            return self
+        rows = kept[self.station]
+        service = self.service[rows]
+        used = np.bincount(service, minlength=len(self.services)) > 0
+        return replace(
+            self,
+            ids=list(compress(self.ids, kept)),
+            services=list(compress(self.services, used)),
+            station=(np.cumsum(kept) - 1)[self.station[rows]],
+            service=(np.cumsum(used) - 1)[service],
+            instant=self.instant[rows],
+            value=self.value[rows],
+            steps=self.steps[kept],
+        )
 
     def step(self) -> int:
-        """The step in minutes that all stations share; ValueError where they differ or a day holds no whole number of it."""
-        steps = common_steps(self.station, self.time, len(self.ids))
-        found = np.unique(steps[steps > 0])
+        """The step in minutes that all stations share.
+
+        ValueError where no station has one or a day holds no whole number of it; FaultyStationsError for stations of another step
+        than most have (of equals the smallest).
+        """
+        found, seen = np.unique(self.steps[self.steps > 0], return_counts=True)
         if len(found) == 0:
             raise ValueError(f"{self.label}: every station has one date-time only, expected step_minutes to be given")
         if len(found) > 1:
-            named = [f"{self.ids[int((steps == step).argmax())]!r} has {_minutes(step)}" for step in found[:3]]
-            raise ValueError(f"{self.label}: steps of {', '.join(named)}, expected one granularity, or step_minutes to be given")
+            example = {int(step): int((self.steps == step).argmax()) for step in found}
+            common = int(found[seen.argmax()])
+            other = np.flatnonzero((self.steps > 0) & (self.steps != common)).tolist()
+            faults = {self.ids[i]: self._mixed({common: example[common], int(self.steps[i]): i}) for i in other}
+            raise FaultyStationsError.of(self.label, faults, self._mixed(example))
         minutes, rest = divmod(int(found[0]), MICROSECONDS)
         if rest or minutes not in STEP_MINUTES:
             raise ValueError(f"{self.label}: step of {_minutes(found[0])}, expected one of {STEP_MINUTES} (or step_minutes to be given)")
         return minutes
 
+    def _mixed(self, example: Mapping[int, int]) -> str:
+        named = [f"{self.ids[i]!r} has {_minutes(step)}" for step, i in sorted(example.items())[:3]]
+        return f"steps of {', '.join(named)}, expected one granularity, or step_minutes to be given"
+
     def period(self, step: int) -> tuple[int, int]:
         """(first slot, number of slots) of `step` minutes, counted from the local midnight that `time` is counted from."""
-        first, last = (int(time) // (step * MICROSECONDS) for time in (self.time.min(), self.time.max()))
-        return first, last - first + 1
+        return _period(self.time.min(), self.time.max(), step)
 
     def dense(self, step: int, *, absent: float, mean: bool) -> NDArray[np.float64]:
         """(c, t, s) on the slots of `period(step)`, `absent` (NaN or 0) where no row is.
 
         Stations of a finer step are summed, or averaged with `mean`, to NaN where a finer slot is NaN. A station may be
-        coarser than `step` only where absent rows are 0. ValueError for one that does not fit, or a time off its step.
+        coarser than `step` only where absent rows are 0. FaultyStationsError for those that do not fit, have a time off their step
+        or one so far from all others' that the array would have more than MAX_ENTRIES; ValueError where no few stations do.
         """
         target = step * MICROSECONDS
-        steps = common_steps(self.station, self.time, len(self.ids))
-        steps[steps == 0] = target
+        steps = np.where(self.steps == 0, target, self.steps)
         if absent == 0:
             steps[steps > target] = target
         self._check_fit(steps, step)
+        self._check_entries(step)
         start, slots = self.period(step)
         c, s = len(self.services), len(self.ids)
-        if c * slots * s > MAX_ENTRIES:
-            raise ValueError(
-                f"{self.label}: {when(self.time.min())} to {when(self.time.max())} makes {c} x {slots} x {s} entries,"
-                f" expected at most {MAX_ENTRIES} (is a date misplaced?)"
-            )
         out = np.empty((c, slots, s))
         for fine in np.unique(steps):
             ratio, members = int(target // fine), np.flatnonzero(steps == fine)
@@ -207,13 +248,37 @@ class LongRows:
     def _check_fit(self, steps: NDArray[np.int64], step: int) -> None:
         unfit = np.flatnonzero((step * MICROSECONDS) % steps != 0)
         if len(unfit):
-            named = [f"{self.ids[i]!r} has {_minutes(steps[i])}" for i in unfit[:5]]
-            raise ValueError(f"{self.label}: steps of {', '.join(named)} ({len(unfit)} in all), expected whole parts of {step} minutes")
+            named = [f"{self.ids[i]!r} has {_minutes(steps[i])}" for i in unfit.tolist()]
+            faults = {self.ids[i]: _unfit([name], 1, step) for i, name in zip(unfit.tolist(), named, strict=True)}
+            raise FaultyStationsError.of(self.label, faults, _unfit(named[:5], len(unfit), step))
         off = self.time % steps[self.station] != 0
         if off.any():
-            row = int(off.argmax())
-            name, whole = self.ids[self.station[row]], _minutes(steps[self.station[row]])
-            raise ValueError(f"{self.label}: station {name!r} at {when(self.time[row])}, expected a whole step of {whole}")
+            raise FaultyStationsError.of_rows(self.label, self.ids, self.station, off, lambda row: self._off(row, steps))
+
+    def _off(self, row: int, steps: NDArray[np.int64]) -> str:
+        station = self.station[row]
+        return f"station {self.ids[station]!r} at {when(self.time[row])}, expected a whole step of {_minutes(steps[station])}"
+
+    def _check_entries(self, step: int) -> None:
+        c, s = len(self.services), len(self.ids)
+        _, slots = self.period(step)
+        if c * slots * s <= MAX_ENTRIES:
+            return
+        fault = (
+            f"{when(self.time.min())} to {when(self.time.max())} makes {c} x {slots} x {s} entries,"
+            f" expected at most {MAX_ENTRIES} (is a date misplaced?)"
+        )
+        begin, end = np.full(s, self.time.max()), np.full(s, self.time.min())
+        np.minimum.at(begin, self.station, self.time)
+        np.maximum.at(end, self.station, self.time)
+        # a date is misplaced where it lies further from the usual period than that is long, and then only few are
+        usual_begin, usual_end = np.median(begin), np.median(end)
+        length = usual_end - usual_begin
+        near = (begin >= usual_begin - length) & (end <= usual_end + length)
+        far = [name for name, is_near in zip(self.ids, near, strict=True) if not is_near]
+        if far and len(far) < s / 2 and c * _period(begin[near].min(), end[near].max(), step)[1] * (s - len(far)) <= MAX_ENTRIES:
+            raise FaultyStationsError.of(self.label, dict.fromkeys(far, fault))
+        raise ValueError(f"{self.label}: {fault}")
 
 
 def when(microseconds: float) -> str:
@@ -223,3 +288,13 @@ def when(microseconds: float) -> str:
 
 def _minutes(microseconds: int) -> str:
     return f"{microseconds / MICROSECONDS:g} minutes"
+
+
+def _unfit(named: Sequence[str], count: int, step: int) -> str:
+    return f"steps of {', '.join(named)} ({count} in all), expected whole parts of {step} minutes"
+
+
+def _period(first: int, last: int, step: int) -> tuple[int, int]:
+    """The slot of `step` minutes that holds the first of two times, and the number of slots to the one that holds the last."""
+    begin, end = (int(time) // (step * MICROSECONDS) for time in (first, last))
+    return begin, end - begin + 1

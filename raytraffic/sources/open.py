@@ -104,7 +104,7 @@ _SCHEMES: Mapping[str, _Scheme] = {
     "table": _Scheme(
         "a CSV or Parquet file",
         _table,
-        _same(_TEXT, "sites", "users", "poi", "name", "timezone", "unit", "gaps", "duplicates", "negatives")
+        _same(_TEXT, "sites", "users", "poi", "name", "timezone", "unit", "gaps", "duplicates", "negatives", "faulty")
         | _same(_NUMBER, "cell_metres", "poi_radius_metres")
         | {"step": _Option("step_minutes", _INTEGER)}
         | _same(_TEXT, *(f"column_{column.name}" for column in fields(Columns))),

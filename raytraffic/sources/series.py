@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raytraffic.files import Location
 from raytraffic.sources.city import STEP_MINUTES, City
 
 __all__ = ["MONDAY", "PERIODS", "SeriesFiles", "check_name", "matching_files", "patch_city", "place_ids", "read_arrays", "read_step"]
@@ -54,11 +55,11 @@ class SeriesFiles:
         for period in sorted(files, key=lambda each: (PERIODS.index(each) if each in PERIODS else len(PERIODS), each)):
             yield _read_city(name, period, files[period])
 
-    def _files(self) -> list[tuple[re.Match[str], Path]]:
+    def _files(self) -> list[tuple[re.Match[str], Location]]:
         return matching_files(self.folder, _FILE, "<city>_<period>.npz")
 
 
-def _read_city(name: str, period: str, path: Path) -> City:
+def _read_city(name: str, period: str, path: Location) -> City:
     arrays = read_arrays(path, ("traffic", "start_weekday_slot"), ("users", "poi"))
     traffic, start = arrays["traffic"], arrays["start_weekday_slot"]
     if traffic.ndim != 4:
@@ -133,22 +134,22 @@ def _by_cell(patches: NDArray[Any]) -> NDArray[np.float32]:
     return np.ascontiguousarray(patches.transpose(1, 0, 2, 3).reshape(patches.shape[1], -1), dtype=np.float32)
 
 
-def matching_files(folder: str | Path, pattern: re.Pattern[str], meaning: str) -> list[tuple[re.Match[str], Path]]:
+def matching_files(folder: str | Path, pattern: re.Pattern[str], meaning: str) -> list[tuple[re.Match[str], Location]]:
     """Files of a folder whose whole name matches, sorted by name; ValueError where there is none."""
-    paths = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
-    found = [(match, path) for path in paths if (match := pattern.fullmatch(path.name))]
+    place = Location.of(folder)
+    found = [(match, path) for path in (place.list() if place.is_folder() else []) if (match := pattern.fullmatch(path.name))]
     if not found:
         raise ValueError(f"{folder}: no such file in it, expected a folder of files {meaning}")
     return found
 
 
-def check_name(name: str, names: Sequence[str], where: str | Path) -> None:
+def check_name(name: str, names: Sequence[str], where: str | Path | Location) -> None:
     """ValueError where `name` is none of a source's cities."""
     if name not in names:
         raise ValueError(f"{where}: no city {name!r}, expected one of {list(names)}")
 
 
-def read_step(path: Path) -> int:
+def read_step(path: Location) -> int:
     """The `step_minutes` of an npz file."""
     step = read_arrays(path, ("step_minutes",))["step_minutes"]
     if step.size != 1 or step.dtype.kind not in "iu" or int(step.item()) not in STEP_MINUTES:
@@ -156,10 +157,10 @@ def read_step(path: Path) -> int:
     return int(step.item())
 
 
-def read_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Location, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
     """The named arrays of an npz file (those of `optional` that it has); ValueError where it is damaged or lacks one."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open_file() as file, np.load(file, allow_pickle=False) as archive:
             present = list(archive)
             arrays = {key: archive[key] for key in (*required, *optional) if key in present}
     except FileNotFoundError as error:

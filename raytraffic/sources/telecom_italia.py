@@ -19,6 +19,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raytraffic.files import Location
 from raytraffic.sources.city import City
 from raytraffic.sources.grid import cell_centres
 from raytraffic.sources.resample import resample
@@ -105,13 +106,13 @@ class TelecomItaliaRecords:
             raise ValueError(f"{self.path}: {error}") from error
         yield city
 
-    def _parts(self) -> tuple[dict[Path, pd.DataFrame], NDArray[np.int64]]:
+    def _parts(self) -> tuple[dict[Location, pd.DataFrame], NDArray[np.int64]]:
         """Sums over country codes of the wanted squares in each file, and all steps that any record tells of."""
-        path = Path(self.path)
-        files = sorted(each for each in path.iterdir() if each.name.endswith(_SUFFIXES)) if path.is_dir() else [path]
+        path = Location.of(self.path)
+        files = [each for each in path.list() if each.name.endswith(_SUFFIXES)] if path.is_folder() else [path]
         if not files:
             raise ValueError(f"{path}: no records in the folder, expected files {', '.join(_SUFFIXES)}")
-        parts: dict[Path, pd.DataFrame] = {}
+        parts: dict[Location, pd.DataFrame] = {}
         steps = []
         for file in files:
             records = _read_records(file)
@@ -122,14 +123,14 @@ class TelecomItaliaRecords:
             parts[file] = sums.astype(np.float32).reset_index()
         return parts, np.unique(np.concatenate(steps)).astype(np.int64)
 
-    def _squares(self, parts: dict[Path, pd.DataFrame]) -> NDArray[np.int64]:
+    def _squares(self, parts: dict[Location, pd.DataFrame]) -> NDArray[np.int64]:
         found = np.unique(np.concatenate([part["square_id"].to_numpy(np.int64) for part in parts.values()]))
         absent = np.setdiff1d(found if self.squares is None else np.array(self.squares), found)
         if len(absent):
             raise ValueError(f"{self.path}: no record of the squares {absent[:5].tolist()}, expected some of each of `squares`")
         return found
 
-    def _dense(self, parts: dict[Path, pd.DataFrame], squares: NDArray[np.int64], first: int, last: int) -> NDArray[np.float32]:
+    def _dense(self, parts: dict[Location, pd.DataFrame], squares: NDArray[np.int64], first: int, last: int) -> NDArray[np.float32]:
         """(service, time, square) with 0 where no record is; ValueError where two files tell of one square and step."""
         shape = (last - first + 1, len(squares))
         if len(SERVICES) * shape[0] * shape[1] > _MAX_ENTRIES:
@@ -149,7 +150,7 @@ class TelecomItaliaRecords:
         return traffic
 
 
-def _read_records(path: Path) -> pd.DataFrame:
+def _read_records(path: Location) -> pd.DataFrame:
     """The checked records of a file, with their `step` (ten minutes since 1970) in place of t_ms."""
     try:
         records = _read_table(path).to_pandas()
@@ -171,19 +172,20 @@ def _read_records(path: Path) -> pd.DataFrame:
     return records.assign(step=records["t_ms"] // _STEP_MS).drop(columns="t_ms")
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Location) -> pa.Table:
     if path.name.endswith(".parquet"):
-        return pq.read_table(path, columns=list(COLUMNS), partitioning=None)
+        return pq.read_table(path.path, filesystem=path.filesystem(), columns=list(COLUMNS), partitioning=None)
     kinds = dict.fromkeys(COLUMNS[:3], pa.int64()) | dict.fromkeys(SERVICES, pa.float64())
-    return pa_csv.read_csv(
-        path,
-        read_options=pa_csv.ReadOptions(column_names=list(COLUMNS)),
-        parse_options=pa_csv.ParseOptions(delimiter="\t"),
-        convert_options=pa_csv.ConvertOptions(column_types=kinds, null_values=[""]),
-    )
+    with path.open_stream() as stream:
+        return pa_csv.read_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(column_names=list(COLUMNS)),
+            parse_options=pa_csv.ParseOptions(delimiter="\t"),
+            convert_options=pa_csv.ConvertOptions(column_types=kinds, null_values=[""]),
+        )
 
 
-def _expect(valid: pd.Series, records: pd.DataFrame, column: str, expected: str, path: Path) -> None:
+def _expect(valid: pd.Series, records: pd.DataFrame, column: str, expected: str, path: Location) -> None:
     if not valid.all():
         row = int((~valid).to_numpy().argmax())
         raise ValueError(f"{path}: row {row + 1}, column {column!r}: {records[column].iloc[row]}, expected {expected}")

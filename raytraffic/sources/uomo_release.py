@@ -9,7 +9,6 @@ so sorting them by start slot gives one series of W + 63 steps, in which every s
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raytraffic.files import Location
 from raytraffic.sources.city import STEP_MINUTES, City
 from raytraffic.sources.series import PERIODS, check_name, matching_files, patch_city
 
@@ -81,9 +81,9 @@ class UomoRelease:
                 step_minutes=24 * 60 // slots,
             )
 
-    def _files(self) -> dict[str, dict[str, Path]]:
+    def _files(self) -> dict[str, dict[str, Location]]:
         """City code and kind to file."""
-        files: dict[str, dict[str, Path]] = {}
+        files: dict[str, dict[str, Location]] = {}
         for match, path in matching_files(self.folder, _FILE, "24_Traffic<CITY>_short64.json (or .json.gz)"):
             kinds = files.setdefault(match["city"], {})
             if match["kind"] in kinds:
@@ -141,7 +141,7 @@ def _order(clock: NDArray[np.int64], slots: int, label: str) -> NDArray[np.int64
     return order.ravel()
 
 
-def _read_series(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+def _read_series(path: Location) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Series (p, t, 4, 4) of each period, and slots a day."""
     document = _read_json(path)
     stamps = _take(document, "timestamps", f"{path}: ")
@@ -164,7 +164,7 @@ def _read_series(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
     return series, slots[PERIODS[0]]
 
 
-def _read_poi(path: Path, patches: Mapping[str, int], week: int) -> dict[str, NDArray[np.float32]]:
+def _read_poi(path: Location, patches: Mapping[str, int], week: int) -> dict[str, NDArray[np.float32]]:
     """POI (p, k, 4, 4) of each period, told once a window in the file."""
     document = _read_json(path)
     poi: dict[str, NDArray[np.float32]] = {}
@@ -182,9 +182,9 @@ def _read_poi(path: Path, patches: Mapping[str, int], week: int) -> dict[str, ND
     return poi
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Location) -> dict[str, Any]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with path.open_stream() as file:
             document = json.load(file)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read, expected a whole JSON file ({error})") from error

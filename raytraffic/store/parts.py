@@ -44,7 +44,7 @@ class RecordPart:
 
 @dataclass(frozen=True, kw_only=True)
 class CityPart:
-    """All records of a city as they were written, and what they agree on."""
+    """All records of a city as they were written, what they agree on, and the stations `refused` in any of them (see City)."""
 
     city: str
     step_minutes: int
@@ -53,10 +53,14 @@ class CityPart:
     poi_categories: tuple[str, ...]
     grid: tuple[int, int] | None
     records: tuple[RecordPart, ...]
+    refused: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return asdict(self)
+        """Plain lists and numbers; without `refused` where there are none, as parts were written before there could be any."""
+        fields = asdict(self)
+        if not self.refused:
+            del fields["refused"]
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CityPart:
@@ -72,9 +76,16 @@ class CityPart:
             )
             for record in fields["records"]
         )
-        grid = fields["grid"] and (fields["grid"][0], fields["grid"][1])
-        lists = {name: tuple(fields[name]) for name in ("services", "poi_categories")}
-        return cls(city=fields["city"], step_minutes=fields["step_minutes"], unit=fields["unit"], grid=grid, records=records, **lists)
+        return cls(
+            city=fields["city"],
+            step_minutes=fields["step_minutes"],
+            services=tuple(fields["services"]),
+            unit=fields["unit"],
+            poi_categories=tuple(fields["poi_categories"]),
+            grid=fields["grid"] and (fields["grid"][0], fields["grid"][1]),
+            records=records,
+            refused=tuple((station, reason) for station, reason in fields.get("refused", ())),
+        )
 
 
 def checked(parts: Sequence[CityPart]) -> list[CityPart]:

@@ -40,6 +40,7 @@ def prepare_city(records: Iterable[City], out: Location, layout: Layout) -> City
     written: list[RecordPart] = []
     facts: dict[str, Any] = {}
     earlier: dict[str, RecordPart] = {}
+    refused: dict[str, str] = {}
     for city in records:
         mine = _facts(city)
         if not facts:
@@ -54,9 +55,10 @@ def prepare_city(records: Iterable[City], out: Location, layout: Layout) -> City
             raise ValueError(f"{city.name}.poi_categories: {mine['poi_categories']}, expected unique names")
         fingerprint = _fingerprint(city, layout)
         written.append(earlier[fingerprint] if fingerprint in earlier else _write_record(city, fingerprint, out, layout))
+        refused = {**dict(city.refused), **refused}
     if not written:
         raise ValueError("city: the source gave no record, expected at least one")
-    part = CityPart(records=tuple(written), **facts)
+    part = CityPart(records=tuple(written), refused=tuple(sorted(refused.items())), **facts)
     _write_json(_part_location(out, part.city), part.to_json())
     return part
 
@@ -131,7 +133,7 @@ def _city_entry(part: CityPart) -> dict[str, Any]:
     periods = {
         record.period: {"start_minute": record.start_minute, "steps": record.steps, "tiles": len(record.tiles)} for record in part.records
     }
-    return {
+    entry = {
         "step_minutes": part.step_minutes,
         "unit": part.unit,
         "poi_categories": part.poi_categories,
@@ -140,6 +142,7 @@ def _city_entry(part: CityPart) -> dict[str, Any]:
         "series_bytes": sum(record.series_bytes for record in part.records),
         "periods": periods,
     }
+    return {**entry, "refused": part.refused} if part.refused else entry
 
 
 def _finished(out: Location, city: str) -> dict[str, RecordPart]:

@@ -50,6 +50,12 @@ class Store:
         """Bytes of the float32 series (traffic and users) that the store was made from."""
         return sum(city["series_bytes"] for city in self.manifest["cities"].values())
 
+    @property
+    def refused(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """By city, where its source left any out: (unique_id, reason) of the stations whose own rows are at fault, sorted."""
+        cities = self.manifest["cities"].items()
+        return {name: tuple((station, reason) for station, reason in city["refused"]) for name, city in cities if "refused" in city}
+
     def split(self, name: SplitName) -> Split:
         """The split of this name that the store's statistics belong to; ValueError for an unknown name."""
         if name not in SPLITS:

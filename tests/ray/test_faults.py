@@ -42,7 +42,7 @@ def wanted(prepared: Path, trained: Path) -> ForecastConfig:
         checkpoint=str(trained / "best"),
         store=str(prepared),
         out=str(prepared.parent / "calm"),
-        hours=6,
+        hours=6.0,
         draws=3,
         steps=2,
         tiles_per_shard=2,

@@ -216,7 +216,15 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("gaps", "fill"), ("duplicates", "first"), ("negatives", "zero"), ("step_minutes", 7), ("timezone", "Rome"), ("cell_metres", -1)],
+    [
+        ("gaps", "fill"),
+        ("duplicates", "first"),
+        ("negatives", "zero"),
+        ("faulty", "drop"),
+        ("step_minutes", 7),
+        ("timezone", "Rome"),
+        ("cell_metres", -1),
+    ],
 )
 def test_options_are_checked_before_reading(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option}: .*{value}.*expected"):
