@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Ray turns token authentication on for local clusters, and its command line then needs the token too. The clusters these
-# targets start are thrown away and listen on the loopback interface only, so they run without. Never copy this to a real cluster.
+# Ray turns token authentication on for local clusters, and its command line then needs the token too. The clusters these targets start
+# are thrown away and listen on the loopback interface only (which is what the second line says, see docs/beware.md), so they run
+# without. Never copy this to a real cluster.
 export RAY_AUTH_MODE ?= disabled
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 # The second data source packs many small files into one block, so that a pool of actors works with one (docs/beware.md).

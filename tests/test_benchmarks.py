@@ -63,16 +63,13 @@ def test_train_overhead(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_serve_load(tmp_path: Path) -> None:
-    """Whether the overload of a quick run is one depends on the machine: nothing may have been refused."""
-    shares = ("overload_rejected_share", "retry_after_share", "overload_reject_median_ms", "other_5xx")
-    figures = figures_of("serve_load.py", tmp_path, may_be_none=shares)
+    """At three times the capacity some are refused, all of them told when to come back, and nothing else fails."""
+    figures = figures_of("serve_load.py", tmp_path, may_be_none=("other_5xx",))
     names = [f"{what}_{stations}_1" for what in ("rps", "p50_ms", "p99_ms") for stations in (1, 16, 256)]
-    overload = ("capacity_rps", "overload_goodput_ratio", "overload_p99_ratio", "overload_memory_ratio")
-    assert figures.keys() >= {*names, *shares, *overload, "graph_overhead_256", "direct_256_s", "served_256_s"}
+    overload = ("capacity_rps", "overload_goodput_ratio", "overload_reject_median_ms", "overload_p99_ratio", "overload_memory_ratio")
+    assert figures.keys() >= {*names, *overload, "graph_overhead_256", "direct_256_s", "served_256_s"}
     assert all(figures[f"p50_ms_{stations}_1"] <= figures[f"p99_ms_{stations}_1"] for stations in (1, 16, 256))
-    assert figures["other_5xx"] == 0
-    assert all(0 <= figures[name] <= 1 for name in ("overload_rejected_share", "retry_after_share"))
-    assert figures["retry_after_share"] == 1 or figures["overload_rejected_share"] == 0
+    assert figures["overload_rejected_share"] < 1 and figures["retry_after_share"] == 1 and figures["other_5xx"] == 0
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from raytraffic.serving.cache import SiteCache
 from raytraffic.serving.models import served_model
 from raytraffic.types import Condition, Forecast, Scale, TrafficBatch
 
-__all__ = ["SECONDS", "Conditioner", "Embedder", "Job", "SamplerStage", "draw_together"]
+__all__ = ["SECONDS", "Conditioner", "Embedder", "Job", "SamplerStage", "draw_or_fail", "draw_together"]
 
 T = TypeVar("T")
 #: Checkpoints a replica holds at most.
@@ -172,6 +172,10 @@ class Job:
         return self.key, self.sampler, c, t, s, self.batch.space.grid, self.batch.space.xy is None, names, self.condition.free is None
 
 
+#: What a job comes to: None where no one waited for it any more, the error where it failed.
+_Answer = Forecast | Exception | None
+
+
 class Batching(BaseModel):
     """How jobs wait for one another: until `rows` are together, or `wait_s` have passed."""
 
@@ -196,7 +200,7 @@ class SamplerStage(_Stage):
         self._rows = Histogram("raytraffic_batch_rows", "Draws that were computed together.", boundaries=[2**i for i in range(13)])
         self._jobs = Histogram("raytraffic_batch_jobs", "Calls that were computed together.", boundaries=[1, 2, 3, 4, 6, 8, 12, 16, 32])
         self._draws = Counter("raytraffic_draws", "Draws made (windows x draws).")
-        self._dropped = Counter("raytraffic_dropped_draws", "Draws no one waited for any more.")
+        self._dropped = Counter("raytraffic_dropped_draws", "Draws no one waited for any more, or that failed.")
 
     def reconfigure(self, settings: dict[str, Any]) -> None:
         """Serve's user_config: see Batching; applies without a restart."""
@@ -211,25 +215,39 @@ class SamplerStage(_Stage):
         forecaster = await self.forecaster(key)
         job = Job(key, batch, condition, sampler, draws, seed, deadline)
         try:
-            return await self._together((forecaster, job))
+            answer = await self._together((forecaster, job))
         finally:
             job.gone = True  # answered, or the caller has left: then no block is begun for it any more
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     @serve.batch(max_batch_size=512, batch_wait_timeout_s=0.005, batch_size_fn=_rows)
-    async def _together(self, items: list[tuple[Forecaster, Job]]) -> list[Forecast | None]:
+    async def _together(self, items: list[tuple[Forecaster, Job]]) -> list[_Answer]:
         return await self._compute(self._draw, items)
 
-    def _draw(self, items: list[tuple[Forecaster, Job]]) -> list[Forecast | None]:
+    def _draw(self, items: list[tuple[Forecaster, Job]]) -> list[_Answer]:
         self._jobs.observe(len(items))
         self._rows.observe(sum(job.rows for _, job in items))
-        answers: dict[Job, Forecast | None] = {}
+        answers: dict[Job, _Answer] = {}
         kinds = {job.kind(): forecaster for forecaster, job in items}
         for kind, forecaster in kinds.items():
             jobs = [job for _, job in items if job.kind() == kind]
-            for job, forecast in zip(jobs, draw_together(forecaster, jobs, self.device), strict=True):
-                (self._dropped if forecast is None else self._draws).inc(job.rows)
-                answers[job] = forecast
+            for job, answer in zip(jobs, draw_or_fail(forecaster, jobs, self.device), strict=True):
+                (self._draws if isinstance(answer, Forecast) else self._dropped).inc(job.rows)
+                answers[job] = answer
         return [answers[job] for _, job in items]
+
+
+def draw_or_fail(forecaster: Forecaster, jobs: Sequence[Job], device: str) -> list[_Answer]:
+    """`draw_together`, but a job that fails is answered with its error and costs the others nothing but time."""
+    try:
+        return list(draw_together(forecaster, jobs, device))
+    except Exception as error:
+        if len(jobs) == 1:
+            return [error]
+    half = len(jobs) // 2  # which job was at fault is found by halves: a draw is the same in any company
+    return [*draw_or_fail(forecaster, jobs[:half], device), *draw_or_fail(forecaster, jobs[half:], device)]
 
 
 @torch.no_grad()

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecasting import ForecastRequest, draws_table
 from raytraffic.randomness import fold_numpy, text_key
-from raytraffic.serving.query import Query, Refused
+from raytraffic.serving.cities import TileKeys
+from raytraffic.serving.query import Query
+from raytraffic.serving.refused import Refused
 from raytraffic.store import CityStatistics
 from raytraffic.store.statistics import clock
 from raytraffic.store.tiling import tile_name
@@ -51,8 +53,8 @@ def sampler_of(query: Query) -> Sampler:
     return sampler if query.ask.steps is None else replace(sampler, steps=query.ask.steps)
 
 
-def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], tiles: int) -> Iterator[Chunk]:
-    """The query's windows, `tiles` at a time; `known` is what the server measured of the query's city.
+def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], tiles: int, keys: TileKeys | None = None) -> Iterator[Chunk]:
+    """The query's windows, `tiles` at a time; `known` is what the server measured of the query's city, `keys` how its tiles are keyed.
 
     Raises Refused when the city was measured at another granularity or with other services.
     """
@@ -71,23 +73,27 @@ def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], ti
     slot, weekday = clock(minutes, query.ask.step_minutes)
     for at in range(0, len(members), tiles):
         cells = members[at : at + tiles]
+        sites = np.array(["", *query.ids], dtype=object)[cells + 1]
         n = len(cells)
         traffic = _placed(query.traffic, cells, first, history, horizon)
         columns: Columns = {
             "traffic": traffic,
             "clock": np.tile(np.stack((slot, weekday), axis=-1), (n, 1, 1)),
             "step_minutes": np.full(n, query.ask.step_minutes, dtype=np.int64),
-            "key": fold_numpy(_keys(query, names[at : at + tiles]), np.full(n, minutes[0])),
+            "key": fold_numpy(_keys(query, names[at : at + tiles], sites, keys), np.full(n, minutes[0])),
             "poi": _counts(query, cells),
             **city_columns(known, np.tile(slot, (n, 1)), np.tile(weekday, (n, 1)), len(query.services)),
         }
         users = query.users if query.users is not None else np.full_like(query.traffic[0], np.nan)
         columns["users"] = _placed(users[None], cells, first, history, horizon)[:, 0]
+        batch = to_batch(columns, None, tile)
+        if "expected_users" in query.model.contexts:  # NaN where none are given, so that requests with and without them share calls
+            batch = replace(batch, context={**batch.context, "expected_users": _expected(query, cells, history + horizon)})
         there = (cells >= 0)[:, None, None]
         asked = np.isnan(traffic) if horizon == 0 else np.arange(history + horizon)[:, None] >= history
         yield Chunk(
-            batch=to_batch(columns, None, tile),
-            sites=np.array(["", *query.ids], dtype=object)[cells + 1],
+            batch=batch,
+            sites=sites,
             minutes=minutes,
             answered=np.broadcast_to(there & asked, traffic.shape),
         )
@@ -122,9 +128,20 @@ def _tiles(query: Query, tile: tuple[int, int]) -> tuple[list[str], NDArray[np.i
     return [tile_name(row, column) for row, column in places.tolist()], members
 
 
-def _keys(query: Query, names: list[str]) -> NDArray[np.int64]:
-    """As of a prepared store whose series is one period."""
-    return np.array([text_key(f"{query.ask.city or ''}|all|{name}") for name in names], dtype=np.int64)
+def _keys(query: Query, names: list[str], sites: NDArray[np.object_], keys: TileKeys | None) -> NDArray[np.int64]:
+    """Of tiles with these names and sites (n, s): those of the store's tiles, or what a store of one period would have."""
+    known = [None if keys is None else keys.of(tile) for tile in sites]
+    other = [text_key(f"{query.ask.city or ''}|all|{name}") for name in names]
+    return np.array([one if key is None else key for key, one in zip(known, other, strict=True)], dtype=np.int64)
+
+
+def _expected(query: Query, cells: NDArray[np.int64], slots: int) -> torch.Tensor:
+    """(n, slots, s): what the caller expects of the users in the last slots, which are answered, NaN before them and elsewhere."""
+    expected = np.full((len(cells), slots, cells.shape[1]), np.nan, dtype=np.float32)
+    if query.expected_users is not None:
+        tile, cell = np.nonzero(cells >= 0)
+        expected[tile, slots - len(query.expected_users) :, cell] = query.expected_users[:, cells[tile, cell]].T
+    return torch.from_numpy(expected)
 
 
 def _placed(series: NDArray[np.float32], cells: NDArray[np.int64], first: int, history: int, horizon: int) -> NDArray[np.float32]:

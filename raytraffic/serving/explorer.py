@@ -28,7 +28,8 @@ from raytraffic.serving.answer import json_object, plain_table
 from raytraffic.serving.assemble import horizon_of
 from raytraffic.serving.cities import HEAT_SLOTS, CityFacts, CityMap, Station, TileSeries
 from raytraffic.serving.models import ServedModel
-from raytraffic.serving.query import Query, Refused, problems, read_json
+from raytraffic.serving.query import Query, read_json
+from raytraffic.serving.refused import Refused, problems
 from raytraffic.serving.service import ForecastService
 
 __all__ = ["SiteBody", "explorer_routes"]
@@ -147,10 +148,11 @@ def explorer_routes(service: ForecastService) -> APIRouter:
         """A site's measurements before `issue`, its forecast from there on, and the truth where it is known."""
         service.admission.check()
         facts = facts_of(city)
+        sent = await request.body()
         try:
-            content = SiteBody.model_validate_json(await request.body())
+            content = SiteBody.model_validate_json(sent)
         except ValidationError as error:
-            raise Refused(problems(error)) from None
+            raise Refused(problems(error, sent)) from None
         minute = _minute(facts, content.issue, ["body", "issue"])
         known = await asyncio.to_thread(service.cities.map, city)
         station = known.station(content.station)

@@ -16,18 +16,20 @@ from raytraffic import __version__
 from raytraffic.forecasting import quantile_names
 from raytraffic.serving.assemble import horizon_of
 from raytraffic.serving.models import ServedModel
-from raytraffic.serving.query import Ask, Query, Refused, problems, read_json
+from raytraffic.serving.query import Ask, Query, read_json
+from raytraffic.serving.refused import Refused, brief, problems
 from raytraffic.serving.service import ForecastService
 
 __all__ = ["kserve_routes"]
 
 
 class Tensor(BaseModel):
-    """One input: `traffic` or `users` (stations, slots) of FP32 or FP64, row by row, null where nothing was measured."""
+    """One input: `traffic` or `users` (stations, slots) of FP32 or FP64, row by row, null where nothing was measured; `expected_users`
+    (stations, slots of the forecast), null where nothing is expected."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Literal["traffic", "users"]
+    name: Literal["traffic", "users", "expected_users"]
     shape: list[int] = Field(min_length=2, max_length=2)
     datatype: Literal["FP32", "FP64"]
     data: list[float | None] | list[list[float | None]]
@@ -41,7 +43,7 @@ class InferBody(BaseModel):
 
     id: str | None = Field(None, max_length=128)
     parameters: dict[str, Any]
-    inputs: list[Tensor] = Field(min_length=1, max_length=2)
+    inputs: list[Tensor] = Field(min_length=1, max_length=3)
     outputs: list[dict[str, Any]] | None = None
 
 
@@ -99,9 +101,13 @@ def kserve_routes(service: ForecastService, ready: Callable[[], Awaitable[bool]]
         model = model_of(name)
         if isinstance(model, Response):
             return model
-        content, query = await asyncio.to_thread(_read, await request.body(), model, service)
-        service.check(query)
-        table = await service.table(query, service.deadline(query))
+        content = await asyncio.to_thread(_content, await request.body())
+        try:
+            query = await asyncio.to_thread(_query, content, model, service)
+            service.check(query)
+            table = await service.table(query, service.deadline(query))
+        except Refused as refused:
+            raise _as_sent(refused, content) from None
         return JSONResponse(_outputs(content, query, table.to_pydict()))
 
     return router
@@ -116,7 +122,8 @@ def tensor_schema() -> dict[str, Any]:
 
 
 def _metadata(model: ServedModel) -> dict[str, Any]:
-    inputs = [{"name": name, "datatype": "FP32", "shape": [-1, -1]} for name in ("traffic", "users")]
+    names = ["traffic", "users", *(["expected_users"] if "expected_users" in model.contexts else [])]
+    inputs = [{"name": name, "datatype": "FP32", "shape": [-1, -1]} for name in names]
     outputs = [{"name": "mean", "datatype": "FP64", "shape": [-1, -1]}, {"name": "quantiles", "datatype": "FP64", "shape": [-1, -1, -1]}]
     return {
         "name": model.name,
@@ -127,33 +134,74 @@ def _metadata(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _read(body: bytes, model: ServedModel, service: ForecastService) -> tuple[InferBody, Query]:
+def _content(body: bytes) -> InferBody:
     try:
-        content = InferBody.model_validate_json(body)
+        return InferBody.model_validate_json(body)
     except ValidationError as error:
-        raise Refused(problems(error)) from None
-    return content, _query(content, model, service)
+        raise Refused(problems(error, body)) from None
+
+
+#: Settings of /v1/forecast that a tensor has no place for, or whose place is the path.
+_FOREIGN = {"model", "keep_draws", "stream"}
 
 
 def _query(content: InferBody, model: ServedModel, service: ForecastService) -> Query:
-    """The same request as /v1/forecast has it, read by the same reader."""
-    foreign = sorted(set(content.parameters) & {"model", "keep_draws", "stream"} | set(content.parameters) - set(Ask.model_fields))
-    if foreign:
-        raise Refused.of(["parameters"], foreign, "settings of /v1/forecast without model, keep_draws and stream")
-    if content.parameters.get("task") == "generation":
-        raise Refused.of(["parameters", "task"], "'generation'", "short, long or a horizon: a tensor has an answer for every slot")
+    """The same request as /v1/forecast has it, read by the same reader; Refused by its paths."""
     body: dict[str, Any] = {**content.parameters, "model": model.name}
+    foreign = sorted(set(content.parameters) - (set(Ask.model_fields) - _FOREIGN))
+    if foreign:
+        raise Refused.of(["parameters", brief(foreign[0])], "given", f"a setting of /v1/forecast other than {', '.join(sorted(_FOREIGN))}")
+    if content.parameters.get("task") == "generation":
+        raise Refused.of(["task"], "'generation'", "short, long or a horizon: a tensor has an answer for every slot")
     for number, tensor in enumerate(content.inputs):
         if tensor.name in body:
             raise Refused.of(["inputs", number, "name"], repr(tensor.name), "each input once")
         stations, slots = tensor.shape
-        nested = bool(tensor.data) and isinstance(tensor.data[0], list)
-        flat = [value for row in tensor.data for value in row] if nested else tensor.data  # type: ignore[union-attr]
-        if stations < 1 or slots < 1 or len(flat) != stations * slots:
-            raise Refused.of(["inputs", number, "data"], f"{len(flat)} values", f"as many as shape {tensor.shape} says")
-        body[tensor.name] = [flat[i * slots : (i + 1) * slots] for i in range(stations)]
+        if not _has_shape(tensor):
+            raise Refused.of(["inputs", number, "data"], f"{len(tensor.data)} values", f"as many as shape {tensor.shape} says")
+        body[tensor.name] = tensor.data if _is_nested(tensor) else [tensor.data[i * slots : (i + 1) * slots] for i in range(stations)]
     body["stations"] = {"id": [str(i) for i in range(content.inputs[0].shape[0])]}
     return read_json(json.dumps(body).encode(), service.limits, service.models)
+
+
+def _is_nested(tensor: Tensor) -> bool:
+    """Whether the data are lists of rows."""
+    return bool(tensor.data) and isinstance(tensor.data[0], list)
+
+
+def _has_shape(tensor: Tensor) -> bool:
+    """Whether the data have the shape that the tensor says, row by row or one after another."""
+    stations, slots = tensor.shape
+    if stations < 1 or slots < 1:
+        return False
+    if _is_nested(tensor):
+        return len(tensor.data) == stations and all(len(row) == slots for row in tensor.data)  # type: ignore[arg-type]
+    return len(tensor.data) == stations * slots
+
+
+def _as_sent(refused: Refused, content: InferBody) -> Refused:
+    """The same with the paths of the tensors' body."""
+    return Refused([{**problem, "loc": ["body", *_sent_path(problem["loc"][1:], content)]} for problem in refused.problems], refused.status)
+
+
+def _sent_path(path: list[str | int], content: InferBody) -> list[str | int]:
+    """Where the body of an inference holds what /v1/forecast has at `path`."""
+    place = {tensor.name: number for number, tensor in enumerate(content.inputs)}
+    match path:
+        case ["inputs" | "parameters", *_]:
+            return path
+        case ["stations", *_]:  # they are made of the first input's shape
+            return ["inputs", 0, "shape"]
+        case ["traffic" | "users" | "expected_users" as name, *inside]:
+            if name not in place:
+                return ["inputs"]
+            tensor = content.inputs[place[name]]
+            if len(inside) == 2 and not _is_nested(tensor):
+                inside = [int(inside[0]) * tensor.shape[1] + int(inside[1])]
+            elif not _is_nested(tensor):
+                inside = []  # a station's slots have no path of their own
+            return ["inputs", place[name], "data", *inside]
+    return ["parameters", *path]
 
 
 def _outputs(content: InferBody, query: Query, columns: dict[str, list[Any]]) -> dict[str, Any]:

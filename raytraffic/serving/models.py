@@ -20,6 +20,7 @@ class ServedModel:
     """A checkpoint under the name it is asked for by.
 
     version   the first digits of the SHA-256 of the checkpoint's marker, which names the hash of every file of it
+    noise_levels   of its schedule, the most steps a sampler can take
     window, services, poi_categories, contexts, sampler   what its configuration says of its inputs and of how it samples
     """
 
@@ -32,6 +33,7 @@ class ServedModel:
     poi_categories: tuple[str, ...]
     contexts: tuple[str, ...]
     sampler: Sampler
+    noise_levels: int
     calibrated: bool
 
     @property
@@ -56,5 +58,6 @@ def served_model(name: str, folder: str) -> ServedModel:
         poi_categories=config.poi_categories if "poi" in config.contexts else (),
         contexts=tuple(config.contexts),
         sampler=config.forecaster.sampler,
+        noise_levels=config.forecaster.steps,
         calibrated=CALIBRATION in json.loads(marker),
     )

@@ -1,8 +1,8 @@
 """A forecast request: its fields, how JSON and Arrow bodies are read, and what is refused, by the path of the field.
 
 Both bodies hold the same: settings (`Ask`), and columns with one entry a station. In JSON columns are fields of the body; in Arrow they are
-columns of the table (`traffic` or `traffic.<service>` and `users` lists of slots, `poi.<category>` counts) and the settings stand
-as JSON in the schema's metadata under `raytraffic`.
+columns of the table (`traffic` or `traffic.<service>`, `users` and `expected_users` lists of slots, `poi.<category>` counts) and the
+settings stand as JSON in the schema's metadata under `raytraffic`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,35 +19,21 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from raytraffic.forecasting import quantile_names
 from raytraffic.masks import LONG, SHORT
+from raytraffic.serving import arrow
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
+from raytraffic.serving.refused import Refused, brief, check_slots, problems
 from raytraffic.sources.city import STEP_MINUTES
 
-__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "Refused", "problems", "read_arrow", "read_json"]
+__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "read_arrow", "read_json"]
 
 ARROW = "application/vnd.apache.arrow.stream"
 METADATA = b"raytraffic"
 _EPOCH = datetime(1970, 1, 1)
 _LONGEST_NAME = 256
-#: Numbers of fields: a Message's header, a DictionaryBatch's data, a RecordBatch's compression.
-_HEADER, _DATA, _COMPRESSION = 2, 1, 3
 
 _Floats = NDArray[np.float32]
 Matrix = list[list[float | None]]
-
-
-class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A request that is not served: an HTTP status (413, 422) and problems, each with `loc`, `msg` and `type`."""
-
-    def __init__(self, problems: Sequence[Mapping[str, Any]], status: int = 422) -> None:
-        super().__init__("; ".join(f"{'.'.join(str(part) for part in p['loc'])}: {p['msg']}" for p in problems))
-        self.problems = list(problems)
-        self.status = status
-
-    @classmethod
-    def of(cls, loc: Sequence[str | int], value: object, expected: str, status: int = 422) -> Refused:
-        """One problem: the field at `loc` has `value` where `expected` was."""
-        return cls([{"loc": ["body", *loc], "msg": f"{value}, expected {expected}", "type": "value_error"}], status)
 
 
 class Ask(BaseModel):
@@ -106,13 +92,19 @@ class JsonBody(Ask):
         "May be left out in generation, which then answers one whole window.",
     )
     users: Matrix | None = Field(None, description="Active users, as `traffic`; they count only where traffic is known.")
+    expected_users: Matrix | None = Field(
+        None,
+        description="Your own forecast of the users: one list a station of the slots that are forecast (in generation: of the slots of "
+        "`traffic`), null where you expect nothing. Only for models with `expected_users` among their `contexts` (GET /v1/models).",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query:
-    """A request that was read and checked (axes: c service, t slot of history, s station).
+    """A request that was read and checked (axes: c service, t slot of history, a answered slot, s station).
 
-    traffic (c, t, s) and users (t, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; poi by category (s,).
+    traffic (c, t, s), users (t, s) and expected_users (a, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; poi by
+    category (s,). The answered slots are those after the history, or the history's own in generation.
     """
 
     ask: Ask
@@ -121,6 +113,7 @@ class Query:
     services: tuple[str, ...]
     traffic: _Floats
     users: _Floats | None
+    expected_users: _Floats | None
     cell: NDArray[np.int64] | None
     poi: Mapping[str, _Floats]
 
@@ -135,23 +128,28 @@ def read_json(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) ->
     try:
         content = JsonBody.model_validate_json(body)
     except ValidationError as error:
-        raise Refused(problems(error)) from None
-    _count(len(content.stations.id), limits)
+        raise Refused(problems(error, body)) from None
+    stations = len(content.stations.id)
+    _count(stations, limits)
     ask = Ask(**{name: getattr(content, name) for name in Ask.model_fields})
     given = content.traffic if isinstance(content.traffic, dict) else {} if content.traffic is None else {"traffic": content.traffic}
     named = isinstance(content.traffic, dict)
-    matrices = {
-        name: _matrix(rows, ["traffic", name] if named else ["traffic"], len(content.stations.id), limits) for name, rows in given.items()
-    }
-    users = None if content.users is None else _matrix(content.users, ["users"], len(content.stations.id), limits)
+    users, expected = content.users, content.expected_users
+    series = _Series(
+        traffic={
+            name: _matrix(rows, ["traffic", name] if named else ["traffic"], stations, limits.history) for name, rows in given.items()
+        },
+        users=None if users is None else _matrix(users, ["users"], stations, limits.history),
+        expected_users=None if expected is None else _matrix(expected, ["expected_users"], stations, _longest(limits)),
+    )
     poi = {name: np.array(counts, dtype=np.float64) for name, counts in (content.stations.poi or {}).items()}
-    return _query(ask, content.stations.id, matrices, users, content.stations.row, content.stations.column, poi, limits, models)
+    return _query(ask, content.stations.id, series, content.stations.row, content.stations.column, poi, limits, models)
 
 
 def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
     """The query of an Arrow IPC stream; Refused with the path of what is wrong."""
     try:
-        if _compressed(body):
+        if arrow.is_compressed(body):
             raise ValueError("compressed buffers (a small body could fill any memory)")
         reader = pa.ipc.open_stream(body)
         ask_json = (reader.schema.metadata or {}).get(METADATA)
@@ -159,39 +157,51 @@ def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -
         table.validate(full=True)
         names = table.column_names
     except Exception as error:  # extension types are read by whoever registered them, and raise what they like
-        raise Refused.of([], _brief(str(error).partition("\n")[0]), "an Arrow IPC stream without compression") from None
+        raise Refused.of([], brief(str(error).partition("\n")[0]), "an Arrow IPC stream without compression") from None
     if ask_json is None:
         raise Refused.of(["metadata"], "no 'raytraffic'", "the settings as JSON under this key of the schema's metadata")
     try:
         ask = TypeAdapter(Ask).validate_json(ask_json)
     except ValidationError as error:
-        raise Refused(problems(error)) from None
+        raise Refused(problems(error, ask_json)) from None
     if len(set(names)) < len(names):
-        raise Refused.of(["columns"], _brief(names), "different names")
-    unknown = [n for n in names if n not in ("id", "row", "column", "users", "traffic") and not n.startswith(("traffic.", "poi."))]
+        raise Refused.of(["columns"], brief(names), "different names")
+    plain = ("id", "row", "column", "users", "expected_users", "traffic")
+    unknown = [n for n in names if n not in plain and not n.startswith(("traffic.", "poi."))]
     if unknown or "id" not in names:
-        expected = "id, row, column, traffic or traffic.<service>, users, poi.<category>"
-        raise Refused.of(["columns"], _brief(unknown or names), expected)
+        expected = "id, row, column, traffic or traffic.<service>, users, expected_users, poi.<category>"
+        raise Refused.of(["columns"], brief(unknown or names), expected)
     _count(len(table), limits)
     most = max(model.services for model in models.values())
     if sum(name.startswith("traffic") for name in names) > most:  # lists of nulls are large only once they are read
-        raise Refused.of(["traffic"], _brief(names), f"at most {most} services, as the models were trained on")
-    ids = _values(table, "id", pa.string())
-    lists = {name: _lists(table, name, limits) for name in names if name in ("traffic", "users") or name.startswith("traffic.")}
-    users = lists.pop("users", None)
-    matrices = {name.removeprefix("traffic."): values for name, values in lists.items()}
-    if "traffic" in lists and len(lists) > 1:
-        raise Refused.of(["columns"], _brief(names), "traffic, or traffic.<service> of every service")
-    row, column = (_values(table, name, pa.int64()) if name in names else None for name in ("row", "column"))
-    poi = {name.removeprefix("poi."): np.array(_values(table, name, pa.float64())) for name in names if name.startswith("poi.")}
-    return _query(ask, ids, matrices, users, row, column, poi, limits, models)
+        raise Refused.of(["traffic"], brief(names), f"at most {most} services, as the models were trained on")
+    ids = arrow.values(table, "id", pa.string())
+    traffic = [name for name in names if name == "traffic" or name.startswith("traffic.")]
+    if "traffic" in traffic and len(traffic) > 1:
+        raise Refused.of(["columns"], brief(names), "traffic, or traffic.<service> of every service")
+    series = _Series(
+        traffic={name.removeprefix("traffic."): arrow.lists(table, name, limits.history) for name in traffic},
+        users=arrow.lists(table, "users", limits.history) if "users" in names else None,
+        expected_users=arrow.lists(table, "expected_users", _longest(limits)) if "expected_users" in names else None,
+    )
+    row, column = (arrow.values(table, name, pa.int64()) if name in names else None for name in ("row", "column"))
+    poi = {name.removeprefix("poi."): np.array(arrow.values(table, name, pa.float64())) for name in names if name.startswith("poi.")}
+    return _query(ask, ids, series, row, column, poi, limits, models)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Series:
+    """What a body says slot by slot: (s, t) float64 each, null as NaN; traffic by service."""
+
+    traffic: Mapping[str, NDArray]
+    users: NDArray | None
+    expected_users: NDArray | None
 
 
 def _query(
     ask: Ask,
     ids: Sequence[str],
-    matrices: Mapping[str, NDArray],
-    users: NDArray | None,
+    series: _Series,
     row: Sequence[int] | None,
     column: Sequence[int] | None,
     poi: Mapping[str, NDArray],
@@ -202,21 +212,27 @@ def _query(
     _check_settings(ask, limits, models)
     _check_names(ids)
     model = models[ask.model or next(iter(models))]
-    services = tuple(matrices) or ("traffic",)
+    if (ask.steps or 1) > model.noise_levels:
+        raise Refused.of(["steps"], ask.steps, f"at most {model.noise_levels}, the noise levels that the model was trained with")
+    services = tuple(series.traffic) or ("traffic",)
     if len(services) != model.services:
-        raise Refused.of(["traffic"], f"services {_brief(services)}", f"{model.services}, as the model was trained on")
+        raise Refused.of(["traffic"], f"services {brief(services)}", f"{model.services}, as the model was trained on")
     foreign = sorted(set(poi) - set(model.poi_categories))
     if foreign:
-        raise Refused.of(["stations", "poi"], _brief(foreign), f"categories of the model, {list(model.poi_categories)}")
+        raise Refused.of(["stations", "poi"], brief(foreign), f"categories of the model, {list(model.poi_categories)}")
+    matrices = series.traffic
     if not matrices:
         if ask.task != "generation":
             raise Refused.of(["traffic"], "missing", "the stations' history (only generation goes without)")
         matrices = {"traffic": np.full((len(ids), model.window), np.nan)}
+    users, expected = series.users, series.expected_users
     shapes = {name: values.shape for name, values in matrices.items()} | ({} if users is None else {"users": users.shape})
     if len(set(shapes.values())) > 1:
-        raise Refused.of(["traffic"], _brief(shapes), "as many slots of every service and of users")
+        raise Refused.of(["traffic"], brief(shapes), "as many slots of every service and of users")
     traffic = np.stack([_numbers(values, "traffic", limits.traffic) for values in matrices.values()])
     _check_amount(ask, model.window, traffic, limits)
+    if expected is not None:
+        _check_expected(expected, ask.slots(model.window) or traffic.shape[2], model, limits)
     for name, counts in poi.items():
         if counts.shape != (len(ids),) or not np.isfinite(counts).all() or (counts < 0).any() or (counts > 1e9).any():
             raise Refused.of(["stations", "poi", name], f"{counts.size} counts", f"{len(ids)} finite counts in [0, 1e9]")
@@ -227,6 +243,7 @@ def _query(
         services=services,
         traffic=traffic.transpose(0, 2, 1).astype(np.float32),
         users=None if users is None else _numbers(users, "users", limits.traffic).T.astype(np.float32),
+        expected_users=None if expected is None else expected.T.astype(np.float32),
         cell=_cells(row, column, len(ids)),
         poi={name: counts.astype(np.float32) for name, counts in poi.items()},
     )
@@ -288,65 +305,35 @@ def _check_amount(ask: Ask, window: int, traffic: NDArray, limits: Limits) -> No
         raise Refused.of(["traffic"], "no null", "at least one, for generation answers nulls")
 
 
+def _check_expected(expected: NDArray, answered: int, model: ServedModel, limits: Limits) -> None:
+    """`expected` (s, a)."""
+    if "expected_users" not in model.contexts:
+        raise Refused.of(["expected_users"], "given", f"none, for model {model.name!r} was not trained with a forecast of the users")
+    if expected.shape[1] != answered:
+        raise Refused.of(["expected_users"], f"{expected.shape[1]} slots", f"{answered}, the slots that are answered")
+    _numbers(expected, "expected_users", limits.traffic)
+
+
 def _count(stations: int, limits: Limits) -> None:
     if not 1 <= stations <= limits.stations:
         raise Refused.of(["stations"], stations, f"1 to {limits.stations} stations", 422 if stations == 0 else 413)
 
 
-def _matrix(rows: Matrix, loc: list[str], stations: int, limits: Limits) -> NDArray:
-    """(s, t) float64, null as NaN."""
+def _longest(limits: Limits) -> int:
+    """The most slots that can be answered: a horizon, or in generation a history."""
+    return max(limits.history, limits.horizon)
+
+
+def _matrix(rows: Matrix, loc: list[str], stations: int, most: int) -> NDArray:
+    """(s, t) float64 of at most `most` slots, null as NaN."""
     if len(rows) != stations:
         raise Refused.of(loc, f"{len(rows)} lists", f"{stations}, one a station")
     slots = len(rows[0])
     for i, row in enumerate(rows):
         if len(row) != slots:
             raise Refused.of([*loc, i], f"{len(row)} slots", f"{slots}, as of the first station")
-    _slots(slots, loc, limits)
+    check_slots(slots, loc, most)
     return np.array(rows, dtype=np.float64).reshape(stations, slots)
-
-
-def _lists(table: pa.Table, name: str, limits: Limits) -> NDArray:
-    """(s, t) float64 of a list column, null as NaN."""
-    column = table.column(name).combine_chunks()
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station")
-    if column.null_count:
-        raise Refused.of(["columns", name], f"{column.null_count} stations of null", "a list a station")
-    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-    if len(lengths) != 1:
-        raise Refused.of(["columns", name], f"lists of {int(lengths[0])} to {int(lengths[-1])} slots", "as many slots of every station")
-    _slots(int(lengths[0]), ["columns", name], limits)
-    if not (_is_number(kind.value_type) or pa.types.is_null(kind.value_type)):
-        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station")
-    try:
-        flat = column.flatten().cast(pa.float64(), safe=False)
-    except pa.ArrowException:
-        raise Refused.of(["columns", name], _brief(kind), "a list of numbers a station") from None
-    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
-
-
-def _values(table: pa.Table, name: str, kind: pa.DataType) -> list[Any]:
-    """Numbers, or texts that stand one after another: of dictionaries, views and runs a small body could name a large text often."""
-    column = table.column(name)
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if text != pa.types.is_string(kind) or not (text or _is_number(column.type)):
-        raise Refused.of(["columns", name], _brief(column.type), str(kind))
-    if column.null_count:
-        raise Refused.of(["columns", name], f"{column.null_count} nulls", "a value for every station")
-    try:
-        return list(column.cast(kind).to_pylist())
-    except pa.ArrowException as error:
-        raise Refused.of(["columns", name], _brief(error), str(kind)) from None
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _slots(slots: int, loc: list[str], limits: Limits) -> None:
-    if not 1 <= slots <= limits.history:
-        raise Refused.of(loc, f"{slots} slots", f"1 to {limits.history}", 422 if slots == 0 else 413)
 
 
 def _numbers(values: NDArray, name: str, largest: float) -> NDArray:
@@ -370,47 +357,3 @@ def _cells(row: Sequence[int] | None, column: Sequence[int] | None, stations: in
     if len(np.unique(cells, axis=0)) < stations:
         raise Refused.of(["stations", "row"], "two stations in one cell", "a cell of its own for every station")
     return cells
-
-
-def _compressed(body: bytes) -> bool:
-    """Whether any message of an Arrow stream says that its buffers are compressed (fields of Arrow's Message.fbs)."""
-
-    def field(table: int, number: int) -> int:
-        """Where a field of a flatbuffer's table stands, 0 where it is not given."""
-        fields = table - int.from_bytes(data[table : table + 4], "little", signed=True)
-        at = fields + 4 + 2 * number
-        given = at < fields + int.from_bytes(data[fields : fields + 2], "little")
-        offset = int.from_bytes(data[at : at + 2], "little") if given else 0
-        return table + offset if offset else 0
-
-    def follow(at: int) -> int:
-        return at + int.from_bytes(data[at : at + 4], "little")
-
-    for message in pa.ipc.MessageReader.open_stream(body):
-        data = message.metadata.to_pybytes()
-        table = follow(0)
-        if message.type == "schema":
-            continue
-        batch = follow(field(table, _HEADER))
-        if message.type == "dictionary":
-            batch = follow(field(batch, _DATA))
-        if field(batch, _COMPRESSION):
-            return True
-    return False
-
-
-def _brief(value: object) -> str:
-    """A value as a message may show it: names come from the request and have any length."""
-    return str(value)[:200]
-
-
-def problems(error: ValidationError) -> list[dict[str, Any]]:
-    """Pydantic's findings, the first few, without the input (it may be large)."""
-    return [
-        {
-            "loc": ["body", *(_brief(part) if isinstance(part, str) else part for part in found["loc"])],
-            "msg": found["msg"],
-            "type": found["type"],
-        }
-        for found in error.errors(include_url=False, include_input=False, include_context=False)[:10]
-    ]

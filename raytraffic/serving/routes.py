@@ -20,7 +20,8 @@ from raytraffic.serving.answer import about, arrow_bytes, json_object, plain_tab
 from raytraffic.serving.explorer import explorer_routes
 from raytraffic.serving.guard import Guard
 from raytraffic.serving.kserve import kserve_routes, tensor_schema
-from raytraffic.serving.query import ARROW, JsonBody, Query, Refused, read_arrow, read_json
+from raytraffic.serving.query import ARROW, JsonBody, Query, read_arrow, read_json
+from raytraffic.serving.refused import Refused
 from raytraffic.serving.service import Expired, ForecastService
 
 __all__ = ["build_api", "guarded"]
@@ -32,8 +33,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     413: {"description": "More than the server's limits allow."},
     415: {"description": "Neither JSON nor an Arrow stream."},
     422: {"description": "A field is wrong; `detail` names it by its path."},
+    500: {"description": "A fault of the server; `request_id` names it in the log."},
     503: {"description": "Busy: try again after the seconds that the header Retry-After says."},
 }
+_FAULT = "a fault of the server, not of the request"
 _TABLE = {
     "description": "One row a station, service and slot: unique_id, service, ds, mean, a column each quantile level, draws if asked for.",
     "content": {
@@ -65,6 +68,11 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
     @api.exception_handler(Expired)
     async def _(_: Request, __: Expired) -> JSONResponse:
         return JSONResponse({"detail": "the deadline passed before the answer was ready; its work was dropped"}, 408)
+
+    @api.exception_handler(Exception)
+    async def _(request: Request, _: Exception) -> JSONResponse:
+        """What the fault was stands in the server's log, under the id."""
+        return JSONResponse({"detail": _FAULT, "request_id": getattr(request.state, "request_id", None)}, 500)
 
     body = {"schema": JsonBody.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")}
     definitions = {**body["schema"].pop("$defs"), **tensor_schema()}
@@ -140,7 +148,7 @@ def _json_bytes(query: Query, table: pa.Table) -> bytes:
 
 
 async def _json_lines(query: Query, first: pa.Table, rest: AsyncGenerator[pa.Table]) -> AsyncIterator[bytes]:
-    """One object a part; a last one with `error` where the answer broke off."""
+    """One object a part; a last one with `error` where the answer broke off, also by a fault, which the server then logs."""
     async with aclosing(rest):
         try:
             yield _json_bytes(query, plain_table(query, first)) + b"\n"
@@ -148,6 +156,9 @@ async def _json_lines(query: Query, first: pa.Table, rest: AsyncGenerator[pa.Tab
                 yield await asyncio.to_thread(_json_bytes, query, plain_table(query, part)) + b"\n"
         except (Busy, Expired) as error:
             yield json.dumps({**about(query), "error": str(error) or "the deadline passed"}).encode() + b"\n"
+        except Exception:
+            yield json.dumps({**about(query), "error": _FAULT}).encode() + b"\n"
+            raise
 
 
 async def _arrow_stream(query: Query, first: pa.Table, rest: AsyncGenerator[pa.Table]) -> AsyncIterator[bytes]:
@@ -165,6 +176,9 @@ async def _arrow_stream(query: Query, first: pa.Table, rest: AsyncGenerator[pa.T
         except (Busy, Expired):
             yield _BROKEN_OFF
             return
+        except Exception:
+            yield _BROKEN_OFF
+            raise
         writer.close()
         yield sink.take()
 

@@ -22,7 +22,8 @@ from raytraffic.serving.assemble import Chunk, answer_table, chunks, sampler_of
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
-from raytraffic.serving.query import Query, Refused
+from raytraffic.serving.query import Query
+from raytraffic.serving.refused import Refused
 from raytraffic.types import Forecast, TrafficBatch
 
 __all__ = ["Expired", "ForecastService", "Stages"]
@@ -64,7 +65,8 @@ class ForecastService:
     async def tables(self, query: Query, deadline: float) -> AsyncGenerator[pa.Table]:
         """The answer, a table a chunk; raises Refused, Busy before any work was done, and Expired."""
         known = self.cities.statistics(query.ask.city)
-        waiting = deque(await asyncio.to_thread(list, chunks(query, known, self.tile, self.chunk_tiles)))
+        keys = await asyncio.to_thread(self.cities.tile_keys, query.ask.city)
+        waiting = deque(await asyncio.to_thread(list, chunks(query, known, self.tile, self.chunk_tiles, keys)))
         undone = sum(self._work(query, chunk) for chunk in waiting)
         self.admission.enter(undone)
         running: deque[tuple[float, asyncio.Task[pa.Table]]] = deque()
@@ -82,8 +84,10 @@ class ForecastService:
         finally:
             for _, task in running:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in running), return_exceptions=True)
-            self.admission.leave(undone)
+            try:
+                await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+            finally:  # where a client goes away, what is awaited here may be cancelled again and again
+                self.admission.leave(undone)
 
     async def table(self, query: Query, deadline: float) -> pa.Table:
         """The whole answer."""

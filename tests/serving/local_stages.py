@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from time import time
+from time import monotonic, sleep, time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import uvicorn
 
 from raytraffic import registry
 from raytraffic.checkpoint import load_forecaster, save_forecaster
@@ -103,6 +107,29 @@ def service_of(*models: ServedModel, store: Path | None = None, **settings: Any)
     return ForecastService(models={model.name: model for model in models}, **(parts | settings))
 
 
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """An ASGI application over HTTP on a free port of this machine; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.005)
+
+
 def grid_city(name: str = "gridton", steps: int = 40, grid: tuple[int, int] = (6, 6), services: Sequence[str] = ("traffic",)) -> City:
     """A city of 30-minute slots on a grid that no whole number of tiles covers: some slots unmeasured, one cell dead."""
     city = station_city(name, steps, grid[0] * grid[1], services)
@@ -176,15 +203,14 @@ def json_bytes(body: Mapping[str, Any]) -> bytes:
 
 def arrow_table(body: Mapping[str, Any]) -> pa.Table:
     """The table that says what a JSON request says."""
-    columns = {"stations", "traffic", "users"}
+    columns = {"stations", "traffic", "users", "expected_users"}
     stations = body["stations"]
     table: dict[str, Any] = {"id": pa.array(stations["id"], pa.string())}
     table |= {name: pa.array(stations[name], pa.int64()) for name in ("row", "column") if stations.get(name) is not None}
     table |= {f"poi.{name}": pa.array(counts, pa.float64()) for name, counts in (stations.get("poi") or {}).items()}
     traffic = body.get("traffic") or {}
     named = {f"traffic.{name}": rows for name, rows in traffic.items()} if isinstance(traffic, Mapping) else {"traffic": traffic}
-    if body.get("users") is not None:
-        named["users"] = body["users"]
+    named |= {name: body[name] for name in ("users", "expected_users") if body.get(name) is not None}
     table |= {name: pa.array(rows, pa.list_(pa.float64())) for name, rows in named.items()}
     settings = {name: value for name, value in body.items() if name not in columns and value is not None}
     return pa.table(table).replace_schema_metadata({METADATA: json.dumps(settings).encode()})

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 from raytraffic.forecasting import ForecastRequest, draws_table, forecast_table, issue_windows
+from raytraffic.randomness import fold_numpy, text_key
 from raytraffic.rollout import rollout
 from raytraffic.serving.assemble import chunks, horizon_of
 from raytraffic.serving.cities import Cities
-from raytraffic.serving.query import Query, Refused, read_json
+from raytraffic.serving.query import Query, read_json
+from raytraffic.serving.refused import Refused
 from raytraffic.serving.service import ForecastService
 from raytraffic.store import Store
 from raytraffic.types import TrafficBatch
@@ -37,7 +40,7 @@ from tests.serving.local_stages import (
     small_model,
     station_city,
 )
-from tests.store.cities import prepared
+from tests.store.cities import prepared, tiled_city
 
 TILE = (4, 4)
 GRID, STATIONS = grid_city(), station_city()
@@ -86,7 +89,7 @@ def of_city(store: Store, name: str, history: int) -> tuple[np.ndarray, np.ndarr
 
 def whole(query: Query, cities: Cities, tiles: int) -> TrafficBatch:
     """All windows of a query, assembled `tiles` at a time."""
-    parts = list(chunks(query, cities.statistics(query.ask.city), TILE, tiles))
+    parts = list(chunks(query, cities.statistics(query.ask.city), TILE, tiles, cities.tile_keys(query.ask.city)))
     assert all(len(part.batch.key) <= tiles for part in parts)
     return TrafficBatch.cat([part.batch for part in parts])
 
@@ -236,6 +239,156 @@ def test_a_city_is_asked_for_as_it_was_measured(store: Store, service: ForecastS
     query = read_json(json_bytes(hourly), service.limits, service.models)
     with pytest.raises(Refused, match=r"body.step_minutes: 60, expected 30, as city stationville was measured"):
         run(service, query)
+
+
+def test_a_city_is_asked_for_with_its_services(tmp_path: Path, service: ForecastService) -> None:
+    prepared(tmp_path / "store", [station_city("twice", services=("video", "chat"))], layout=LAYOUT)
+    other = replace(service, cities=Cities(str(tmp_path / "store")))
+    query = read_json(json_bytes(small_body(city="twice")), service.limits, service.models)
+    with pytest.raises(Refused, match=r"body\.city: 'twice', expected a city that was measured with 1 services"):
+        run(other, query)
+
+
+#: Two periods of places of which only some are in both, the newer first: tiles by their own names, which no grid's are.
+PERIODS = [
+    replace(
+        tiled_city("published", period, places, steps, seed=month),
+        start=datetime(2024, month, 7, 6, 0),
+        sites=[f"{place}/{cell}" for place in places for cell in range(16)],
+    )
+    for period, month, places, steps in (("test", 6, ("p2", "p3", "p0"), 50), ("train", 5, ("p0", "p1", "p2"), 60))
+]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, service: ForecastService) -> tuple[Store, ForecastService]:
+    """A store of named periods, and the service beside it."""
+    folder = tmp_path_factory.mktemp("published") / "store"
+    return prepared(folder, PERIODS, layout=LAYOUT), replace(service, cities=Cities(str(folder)))
+
+
+def published_body(windows: Windows, row: int, start: int, horizon: int) -> dict[str, Any]:
+    """The request for one tile of the store, at any place of a grid: its name is none that a caller could say."""
+    columns = windows.cut(np.array([row]), np.array([start]), WINDOW - horizon, horizon)
+    sites = windows.site_names(np.array([row]))[0]
+    cells = np.flatnonzero(sites != "")
+    index = windows.store.index
+    minute = int(index.start_minute[row] + (start - index.first_step[row]) * 30)
+
+    def lists(values: np.ndarray) -> list[list[float | None]]:
+        return [[None if np.isnan(value) else float(value) for value in values[: WINDOW - horizon, cell]] for cell in cells]
+
+    return {
+        "city": "published",
+        "start": str(np.datetime64(minute, "m")),
+        "step_minutes": 30,
+        "stations": {
+            "id": sites[cells].tolist(),
+            "row": (4 * 7 + cells // 4).tolist(),
+            "column": (4 * 3 + cells % 4).tolist(),
+            "poi": {name: columns["poi"][0, k, cells].tolist() for k, name in enumerate(windows.poi_categories)},
+        },
+        "traffic": lists(columns["traffic"][0, 0]),
+        "users": lists(columns["users"][0]),
+        "horizon": horizon,
+        "draws": 3,
+        "steps": 2,
+        "seed": 5,
+    }
+
+
+def test_a_tile_of_named_periods_has_the_fleet_s_key_and_bits(published: tuple[Store, ForecastService]) -> None:
+    store, service = published
+    windows = windows_of(store)
+    request = ForecastRequest(horizon=4, draws=3, seed=5, sampler=replace(SAMPLER, steps=2))
+    rows, starts = issue_windows(windows, request, None, 30)
+    names = [store.index.places[place][1] for place in store.index.place[rows].tolist()]
+    periods = [store.index.periods[period] for period in store.index.period[rows].tolist()]
+    assert dict(zip(names, periods, strict=True)) == {"p0": "test", "p1": "train", "p2": "test", "p3": "test"}
+    keys = windows.cut(rows, starts, WINDOW - 4, 4)["key"]
+    known = service.cities.statistics("published")
+    for i in range(len(rows)):
+        query = read_json(json_bytes(published_body(windows, int(rows[i]), int(starts[i]), 4)), service.limits, service.models)
+        (chunk,) = chunks(query, known, TILE, 16, service.cities.tile_keys("published"))
+        assert chunk.batch.key.tolist() == [keys[i]]
+        expected = forecast_table(service.stages.forecaster(query.model), windows, rows[i : i + 1], starts[i : i + 1], request)  # type: ignore[attr-defined]
+        assert run(service, query).to_pydict() == expected.to_pydict()
+
+
+def test_tiles_that_no_store_has_are_keyed_by_name(published: tuple[Store, ForecastService]) -> None:
+    _, service = published
+    keys = service.cities.tile_keys("published")
+    assert keys is not None and service.cities.tile_keys(None) is None
+    sites = np.full(16, "", dtype=object)
+    sites[:2] = ["p0/0", "p0/1"]
+    whole = keys.of(sites)
+    assert whole is not None
+    sites[0] = ""
+    assert keys.of(sites) == whole  # a part of a tile: who was not measured is not asked for
+    sites[2] = "p0/1"
+    assert keys.of(sites) is None  # in two cells
+    alone = np.array(["p0/1", *[""] * 15], dtype=object)
+    assert keys.of(alone) is None  # a station by itself
+    query = read_json(json_bytes(small_body(city="published")), service.limits, service.models)
+    (chunk,) = chunks(query, service.cities.statistics("published"), TILE, 16, keys)
+    named = np.array([text_key("published|all|a"), text_key("published|all|b")])
+    assert chunk.batch.key.tolist() == fold_numpy(named, np.full(2, chunk.minutes[0])).tolist()
+
+
+@pytest.fixture(scope="module")
+def told(store: Store, tmp_path_factory: pytest.TempPathFactory) -> ForecastService:
+    """A model that was trained with a caller's forecast of the users."""
+    model = small_model(tmp_path_factory.mktemp("told") / "model", contexts=("users", "expected_users", "poi"))
+    return service_of(model, store=Path(str(store.location)), chunk_tiles=2)
+
+
+def expecting(slots: int, stations: int = 36) -> list[list[float | None]]:
+    """Users expected at each station: more from slot to slot, none at the first station, nothing at the last."""
+    values: list[list[float | None]] = [[float(3 * i + 10 * slot) for slot in range(slots)] for i in range(stations)]
+    return [[0.0] * slots, *values[1:-1], [None] * slots]
+
+
+@pytest.mark.parametrize("horizon", [4, 19], ids=["short", "rollout"])
+def test_expected_users_stand_where_the_answer_does(told: ForecastService, horizon: int) -> None:
+    body = body_of(GRID, cities=True, draws=3, steps=2, seed=5, horizon=horizon)
+    plain, expected = (
+        read_json(json_bytes(one), told.limits, told.models) for one in (body, {**body, "expected_users": expecting(horizon)})
+    )
+    without, batch = whole(plain, told.cities, 3), whole(expected, told.cities, 3)
+    assert bool(without.context["expected_users"].isnan().all())
+    users = batch.context["expected_users"]
+    assert users.shape == batch.context["users"].shape and bool(users[:, :-horizon].isnan().all())
+    sites = np.concatenate([chunk.sites for chunk in chunks(expected, None, TILE, 100)])
+    for i, row in enumerate(expecting(horizon)):
+        ((tile, cell),) = np.argwhere(sites == GRID.sites[i])
+        assert users[tile, -horizon:, cell].nan_to_num(-1).tolist() == [-1.0 if value is None else value for value in row]
+    assert bool(users.permute(0, 2, 1)[torch.from_numpy(sites == "")].isnan().all())
+    equal(replace(batch, context={**batch.context, "expected_users": without.context["expected_users"]}), without)
+    forecaster = told.stages.forecaster(expected.model)  # type: ignore[attr-defined]
+    draws = rollout(forecaster, batch, WINDOW, replace(SAMPLER, steps=2), 3, 5).draws
+    answer = run(told, expected)
+    mean = {(row["unique_id"], row["ds"]): row["mean"] for row in answer.to_pylist()}
+    for site in (1, 20, 35):
+        ((tile, cell),) = np.argwhere(sites == GRID.sites[site])
+        wanted = draws[tile, :, 0, -horizon:, cell].double().mean(0).tolist()
+        assert [value for (name, _), value in sorted(mean.items()) if name == GRID.sites[site]] == wanted
+    assert answer["mean"].to_pylist() != run(told, plain)["mean"].to_pylist()
+
+
+def test_who_expects_nothing_is_answered_as_one_who_says_nothing(told: ForecastService) -> None:
+    body = body_of(STATIONS, horizon=4, draws=2, steps=2)
+    nothing = {**body, "expected_users": [[None] * 4] * 5}
+    ours, theirs = (run(told, read_json(json_bytes(one), told.limits, told.models)) for one in (body, nothing))
+    assert ours.to_pydict() == theirs.to_pydict()
+
+
+def test_users_are_expected_in_generation_where_it_answers(told: ForecastService) -> None:
+    body = small_body(task="generation", horizon=None)
+    expected = expecting(12, stations=3)[:2]
+    query = read_json(json_bytes({**body, "expected_users": expected}), told.limits, told.models)
+    (chunk,) = chunks(query, None, TILE, 16)
+    assert chunk.batch.context["expected_users"][:, :, 0].tolist() == expected
+    assert run(told, query)["mean"].to_pylist() != run(told, read_json(json_bytes(body), told.limits, told.models))["mean"].to_pylist()
 
 
 @pytest.mark.parametrize(("task", "slots"), [("short", 4), ("long", 12), ("generation", 0)])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import requests
-import uvicorn
 
-from raytraffic.client import Client, ForecastBusy, ForecastFailed, ForecastRefused, _request
+from raytraffic.client import Client, ForecastBusy, ForecastFailed, ForecastOptions, ForecastRefused
 from raytraffic.serving.access import TOKEN, Access
-from raytraffic.serving.query import METADATA
+from raytraffic.serving.frames import request_bytes
+from raytraffic.serving.query import METADATA, Ask
 from raytraffic.serving.routes import build_api, guarded
 from raytraffic.serving.service import ForecastService
-from tests.serving.local_stages import body_of, grid_city, service_of, small_model, station_city
+from tests.serving.local_stages import body_of, grid_city, listening, service_of, small_model, station_city
 
 SECRET = "correct-horse-battery"
 CITY = station_city(steps=14)
@@ -55,9 +55,10 @@ def sites_frame(city: Any = CITY) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> ForecastService:
-    """A small model and one of two services."""
+    """A small model, one of two services, and one that was trained with a forecast of the users."""
     folder = tmp_path_factory.mktemp("client")
-    return service_of(small_model(folder / "one"), small_model(folder / "two", "pair", services=2), chunk_tiles=2)
+    told = small_model(folder / "three", "told", contexts=("users", "expected_users", "poi"))
+    return service_of(small_model(folder / "one"), small_model(folder / "two", "pair", services=2), told, chunk_tiles=2)
 
 
 async def _ready() -> bool:
@@ -68,14 +69,8 @@ async def _ready() -> bool:
 def url(service: ForecastService) -> Iterator[str]:
     """The service on a free port of the loopback interface."""
     app = guarded(build_api(service, _ready), service, Access(SECRET), lambda *_: None)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    with listening(app) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +128,50 @@ def test_sites_without_history_are_generated(client: Client) -> None:
         client.forecast(long_frame(), sites=sites, **SETTINGS)
 
 
+def future_frame(slots: int, first: int = 14) -> pd.DataFrame:
+    """Users expected at two of the stations from a slot on, shuffled, one of the slots left out."""
+    times = pd.date_range(CITY.start, periods=first + slots, freq="30min")[first:]
+    parts = [
+        pd.DataFrame({"unique_id": site, "ds": times, "expected_users": np.arange(slots) * 30.0}) for site in (CITY.sites[0], CITY.sites[3])
+    ]
+    return pd.concat(parts, ignore_index=True).drop(index=1).sample(frac=1, random_state=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "slots", "first"), [({"horizon": 3}, 3, 14), ({"task": "short"}, 4, 14), ({"task": "generation"}, 14, 0)]
+)
+def test_a_forecast_of_the_users_is_the_request_it_stands_for(
+    client: Client, url: str, settings: dict[str, Any], slots: int, first: int
+) -> None:
+    asked: dict[str, Any] = {"draws": 3, "steps": 2, "model": "told", **settings}
+    future = future_frame(slots, first)
+    answer = client.forecast(long_frame(), future=future, sites=sites_frame(), **asked)
+    users: list[list[float | None]] = [[None] * slots for _ in CITY.sites]
+    users[0] = [0.0, None, *(30.0 * slot for slot in range(2, slots))]
+    users[3] = [30.0 * slot for slot in range(slots)]
+    pd.testing.assert_frame_equal(answer, direct(url, body_of(CITY, **asked) | {"expected_users": users}), check_dtype=False)
+    assert not answer.equals(client.forecast(long_frame(), sites=sites_frame(), **asked))
+    with pytest.raises(ForecastRefused, match=r"^422: body.expected_users: given, expected none, for model 'tiny' was not trained"):
+        client.forecast(long_frame(), future=future, **{**asked, "model": "tiny"})
+
+
+def test_a_task_s_users_are_expected_in_all_its_slots(client: Client) -> None:
+    with pytest.raises(ForecastRefused, match=r"^422: body.expected_users: 3 slots, expected 4, the slots that are answered$"):
+        client.forecast(long_frame(), future=future_frame(3), task="short", model="told")
+
+
+def test_options_are_the_settings_of_the_api(client: Client) -> None:
+    """Each is declared once; what none is called is a mistake here, as of any function."""
+    ours = set(ForecastOptions.__annotations__) - {"sites", "future"}
+    assert ours == set(Ask.model_fields) - {"start", "step_minutes", "stream"}
+    for ask in (client.forecast, lambda *args, **options: next(client.stream(*args, **options))):
+        for wrong in ("hroizon", "stream", "start"):
+            with pytest.raises(TypeError, match=rf"options: \['{wrong}'\], expected some of \['task', 'horizon', "):
+                ask(one(), **{wrong: 1})
+
+
 def test_what_else_there_is(client: Client) -> None:
-    assert [model["name"] for model in client.models()] == ["tiny", "pair"]
+    assert [model["name"] for model in client.models()] == ["tiny", "pair", "told"]
     assert len(client.cities()) == 0
     assert client.ready() and not Client("http://127.0.0.1:9", SECRET).ready()
 
@@ -173,6 +210,25 @@ def test_frames_that_are_no_history_are_refused_here(name: str) -> None:
     frame, message = BAD_FRAMES[name]
     with pytest.raises(ValueError, match=message):
         Client("http://127.0.0.1:9", SECRET).forecast(frame, horizon=1)
+
+
+@pytest.mark.parametrize(
+    ("future", "message"),
+    [
+        ({"users": [1.0]}, r"future: 1 rows of \['unique_id', 'ds', 'expected_users', 'users'\], expected some of unique_id, ds"),
+        ({"unique_id": ["b"]}, "station 'b' at 2024-03-04 02:00:00 has neither history nor a row of sites"),
+        ({"ds": pd.to_datetime(["2024-03-04T01:30"])}, "station 'a' at 2024-03-04 01:30:00 is none of the 2 slots that are forecast"),
+        ({"ds": pd.to_datetime(["2024-03-04T03:00"])}, "station 'a' at 2024-03-04 03:00:00 is none of the 2 slots that are forecast"),
+        ({"ds": pd.to_datetime(["2024-03-04T02:10"])}, "future: station 'a' at 2024-03-04 02:10:00 is not on a whole 30-minute slot"),
+        ({"ds": pd.to_datetime(["2024-03-04T02:00Z"])}, "future: ds in zone UTC, expected local times without zone"),
+        ({"ds": [pd.NaT]}, "future: ds is missing in row 0"),
+        ({"unique_id": ["a", "a"]}, "future: station 'a' at 2024-03-04 02:00:00 is there twice, expected one row a station and time"),
+    ],
+)
+def test_futures_that_are_none_are_refused_here(future: dict[str, Any], message: str) -> None:
+    frame = pd.DataFrame({"unique_id": "a", "ds": pd.Timestamp("2024-03-04T02:00"), "expected_users": 1.0} | future)
+    with pytest.raises(ValueError, match=message):
+        Client("http://127.0.0.1:9", SECRET).forecast(one(), horizon=2, future=frame)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +295,7 @@ BUSY = (503, {"Retry-After": "0.2"}, b'{"detail": "busy"}')
 @pytest.fixture(scope="module")
 def whole(url: str) -> bytes:
     """The bytes of a streamed answer of three batches."""
-    body = _request(long_frame(), None, {**SETTINGS, "stream": True})
+    body = request_bytes(long_frame(), None, None, {**SETTINGS, "stream": True})
     headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/vnd.apache.arrow.stream"}
     answer = requests.post(f"{url}/v1/forecast", data=body, headers=headers, timeout=120)
     assert answer.status_code == 200 and METADATA in answer.content
@@ -304,7 +360,7 @@ def test_a_truncated_stream_raises(whole: bytes, how: str) -> None:
 def test_a_frame_s_gaps_are_nulls_and_its_step_is_the_usual_one() -> None:
     frame = one(ds=pd.to_datetime(["2024-03-04T00:00", "2024-03-04T00:30", "2024-03-04T01:00", "2024-03-04T03:00"]))
     other = pd.DataFrame({"unique_id": "b", "ds": pd.to_datetime(["2024-03-04T02:30"]), "y": [9.0]})
-    reader = pa.ipc.open_stream(_request(pd.concat([frame, other]), None, {}))
+    reader = pa.ipc.open_stream(request_bytes(pd.concat([frame, other]), None, None, {}))
     table = reader.read_all()
     assert json.loads(table.schema.metadata[METADATA]) == {"start": "2024-03-04T00:00", "step_minutes": 30}
     assert table.column("traffic").to_pylist() == [[1, 2, 3, None, None, None, 4], [None, None, None, None, None, 9, None]]

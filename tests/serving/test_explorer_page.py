@@ -8,24 +8,20 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 
 from raytraffic.serving.admission import Busy
 from raytraffic.serving.routes import build_api
 from raytraffic.serving.service import ForecastService, Stages
 from tests.serving.conftest import HOSTILE
-from tests.serving.local_stages import service_of
+from tests.serving.local_stages import listening, service_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -37,21 +33,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 async def always() -> bool:
     """Ready."""
     return True
-
-
-@contextmanager
-def running(service: ForecastService) -> Iterator[str]:
-    """The service over HTTP on this machine; its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_api(service, always), log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
 
 
 @dataclass
@@ -115,7 +96,7 @@ def contexts(browser: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def address(explorer_service: ForecastService) -> Iterator[str]:
-    with running(explorer_service) as address:
+    with listening(build_api(explorer_service, always)) as address:
         yield address
 
 
@@ -330,7 +311,7 @@ def test_every_control_has_a_name_and_takes_the_keyboard(address: str, visit: Ca
 def test_a_server_without_a_store_says_how_to_start_it_with_one(
     explorer_service: ForecastService, visit: Callable[..., Visit], picture: Callable[[Visit, str], None]
 ) -> None:
-    with running(service_of(*explorer_service.models.values())) as address:
+    with listening(build_api(service_of(*explorer_service.models.values()), always)) as address:
         made = visit(address)
         made.status("raytraffic serve --checkpoints NAME=FOLDER --store FOLDER", "#status")
         assert not made.page.locator("#main").is_visible()
@@ -353,7 +334,7 @@ class _BusyOnce:
 
 def test_a_busy_server_is_asked_again_and_errors_are_shown(explorer_service: ForecastService, visit: Callable[..., Visit]) -> None:
     stages = _BusyOnce(explorer_service.stages)
-    with running(replace(explorer_service, stages=stages)) as address:
+    with listening(build_api(replace(explorer_service, stages=stages), always)) as address:
         made = visit(address)
         made.ready()
         made.page.locator("#sites").select_option("r3c9")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
-from raytraffic.serving.query import METADATA, Query, Refused, read_arrow, read_json
+from raytraffic.serving.query import METADATA, Query, read_arrow, read_json
+from raytraffic.serving.refused import Refused
 from tests.serving.local_stages import (
     arrow_bytes,
     arrow_table,
@@ -31,7 +32,7 @@ from tests.serving.local_stages import (
 )
 
 
-def served(name: str, services: int = 1) -> ServedModel:
+def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "poi")) -> ServedModel:
     """What a server knows of a model; nothing here needs its weights."""
     return ServedModel(
         name=name,
@@ -41,18 +42,21 @@ def served(name: str, services: int = 1) -> ServedModel:
         window=16,
         services=services,
         poi_categories=("bank", "park"),
-        contexts=("users", "poi"),
+        contexts=contexts,
         sampler=Sampler(steps=3),
+        noise_levels=4,
         calibrated=False,
     )
 
 
-MODELS = {"tiny": served("tiny"), "pair": served("pair", 2)}
+MODELS = {"tiny": served("tiny"), "pair": served("pair", 2), "told": served("told", contexts=("users", "expected_users"))}
 LIMITS = Limits(
     stations=8, history=64, horizon=32, draws=9, quantiles=4, steps=5, answer_values=500, traffic=1e6, missing=0.9, timeout_s=60
 )
 CITY = station_city(steps=12)
 FULL = body_of(CITY, horizon=4, draws=3, steps=2, seed=7, quantiles=[0.25, 0.75], keep_draws=True, timeout_s=9.5)
+#: With a forecast of the users of the four slots that are asked for.
+EXPECTED = small_body(model="told", expected_users=[[5.0, None, 0.0, 7.5], [None] * 4])
 Read = Callable[[bytes, Limits, dict[str, ServedModel]], Query]
 READERS = {"json": read_json, "arrow": read_arrow}
 BYTES = {"json": json_bytes, "arrow": arrow_bytes}
@@ -69,7 +73,7 @@ def same(one: Query, other: Query) -> None:
     """Every field, bit for bit."""
     assert (one.ask, one.ids, one.model, one.services) == (other.ask, other.ids, other.model, other.services)
     assert one.traffic.dtype == other.traffic.dtype == np.float32 and np.array_equal(one.traffic, other.traffic, equal_nan=True)
-    for mine, theirs in ((one.users, other.users), (one.cell, other.cell)):
+    for mine, theirs in ((one.users, other.users), (one.expected_users, other.expected_users), (one.cell, other.cell)):
         assert (mine is None) == (theirs is None)
         if mine is not None and theirs is not None:
             assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
@@ -83,9 +87,10 @@ def same(one: Query, other: Query) -> None:
         body_of(grid_city(steps=12, grid=(2, 3)), task="short", draws=3),
         body_of(station_city(steps=12, services=("video", "chat")), horizon=3, model="pair", draws=3),
         small_body(),
+        EXPECTED,
         {name: value for name, value in small_body(task="generation", horizon=None).items() if name != "traffic"},
     ],
-    ids=["stations", "grid", "services", "small", "nothing known"],
+    ids=["stations", "grid", "services", "small", "users expected", "nothing known"],
 )
 def test_json_and_arrow_say_the_same(body: dict[str, Any]) -> None:
     ours = read_json(json_bytes(body), LIMITS, MODELS)
@@ -98,6 +103,12 @@ def test_a_query_holds_what_was_sent() -> None:
     assert np.array_equal(query.traffic, CITY.traffic, equal_nan=True) and np.isnan(query.traffic).any()
     assert CITY.users is not None and CITY.poi is not None
     assert np.array_equal(query.users, CITY.users) and np.array_equal(np.stack([query.poi[name] for name in CITY.poi_categories]), CITY.poi)
+    assert query.expected_users is None
+    assert np.array_equal(
+        np.array(EXPECTED["expected_users"], dtype=np.float32).T,
+        read_json(json_bytes(EXPECTED), LIMITS, MODELS).expected_users,  # type: ignore[arg-type]
+        equal_nan=True,
+    )
     assert query.cell is None and query.start_minute * 60 == int(np.datetime64(CITY.start, "s").astype(np.int64))
     gridded = read_json(json_bytes(body_of(grid_city(steps=12, grid=(2, 3)), horizon=1, draws=3)), LIMITS, MODELS)
     assert gridded.cell is not None and gridded.cell.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
@@ -150,6 +161,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, int]] = {
     "too many draws": ({"draws": 10}, "body.draws", 422),
     "no draws": ({"draws": 0}, "body.draws", 422),
     "too many steps": ({"steps": 6}, "body.steps", 422),
+    "more steps than noise levels": ({"steps": 5}, "body.steps", 422),
     "too long a deadline": ({"timeout_s": 61}, "body.timeout_s", 422),
     "deadline zero": ({"timeout_s": 0}, "body.timeout_s", 422),
     "seed too large": ({"seed": 2**63}, "body.seed", 422),
@@ -181,6 +193,21 @@ WRONG: dict[str, tuple[dict[str, Any], str, int]] = {
     "implausible traffic": ({"traffic": [[1.0, 2.0], [3.0, 2e6]]}, "body.traffic.1.1", 422),
     "infinite traffic": ({"traffic": [[1.0, 2.0], [3.0, float("inf")]]}, "body.traffic.1.1", 422),
     "negative users": ({"traffic": [[1.0], [2.0]], "users": [[1.0], [-1.0]]}, "body.users.1.0", 422),
+    "users that no one told the model of": ({"expected_users": [[1.0] * 4] * 2}, "body.expected_users", 422),
+    "users of other slots": ({"model": "told", "expected_users": [[1.0] * 5] * 2}, "body.expected_users", 422),
+    "users of other slots of a task": (
+        {"model": "told", "task": "long", "horizon": None, "expected_users": [[1.0] * 4] * 2},
+        "body.expected_users",
+        422,
+    ),
+    "users of other slots in generation": (
+        {"model": "told", "task": "generation", "horizon": None, "expected_users": [[1.0] * 4] * 2},
+        "body.expected_users",
+        422,
+    ),
+    "negative users expected": ({"model": "told", "expected_users": [[1.0] * 4, [1, 2, -3, 4]]}, "body.expected_users.1.2", 422),
+    "infinitely many users": ({"model": "told", "expected_users": [[1.0] * 4, [1, float("inf"), 3, 4]]}, "body.expected_users.1.1", 422),
+    "implausibly many users": ({"model": "told", "expected_users": [[1e7, 1, 1, 1], [1.0] * 4]}, "body.expected_users.0.0", 422),
     "an unknown station": ({"traffic": [[1.0, 2.0], [None, None]]}, "body.traffic.1", 422),
     "almost all null": ({"traffic": [[1.0, *[None] * 30]] * 2}, "body.traffic", 422),
     "nothing to generate": ({"task": "generation", "horizon": None, "traffic": [[1.0], [2.0]]}, "body.traffic", 422),
@@ -215,6 +242,9 @@ WRONG_JSON: dict[str, tuple[dict[str, Any], str, int]] = {
     "a list a station of users": ({"users": [[1.0]]}, "body.users", 422),
     "a shorter list": ({"traffic": [[1.0, 2.0], [1.0]]}, "body.traffic.1", 422),
     "a shorter list of a service": ({"model": "pair", "traffic": {"x": [[1.0], []], "y": [[1.0], [2.0]]}}, "body.traffic.x.1", 422),
+    "a list a station of expected users": ({"model": "told", "expected_users": [[1.0] * 4]}, "body.expected_users", 422),
+    "a text for a number": ({"traffic": [[1.0], ["x"]]}, "body.traffic.1.0", 422),
+    "a text for a number of a service": ({"traffic": {"a": [[1.0], ["x"]]}}, "body.traffic", 422),
     "no slots": ({"traffic": [[], []]}, "body.traffic", 422),
     "too many slots": ({"traffic": [[1.0] * 65] * 2}, "body.traffic", 413),
     "rows of another length": ({"stations": {"id": ["a", "b"], "row": [1], "column": [2, 3]}}, "body.stations.column", 422),
@@ -301,6 +331,7 @@ WRONG_COLUMNS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     ),
     "traffic of numbers": (lambda: column("traffic", pa.array([1.0, 2.0])), "body.columns.traffic"),
     "traffic as list views": (lambda: column("traffic", pa.array([[1.0], [2.0]], pa.list_view(pa.float64()))), "body.columns.traffic"),
+    "expected users of texts": (lambda: column("expected_users", lists([["1"], ["2"]], pa.string())), "body.columns.expected_users"),
     "null lists": (lambda: column("traffic", lists([[1.0], None], pa.float64())), "body.columns.traffic"),
     "shorter lists": (lambda: column("traffic", lists([[1.0, 2.0], [1.0]], pa.float64())), "body.columns.traffic"),
     "empty lists": (lambda: column("traffic", lists([[], []], pa.float64())), "body.columns.traffic"),
@@ -331,6 +362,8 @@ def test_long_lists_are_refused_before_they_are_read() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = refusal(read_arrow, stream_bytes(long))
     assert refused.status == 413 and "134217728 slots" in str(refused)
+    users = column("expected_users", pa.FixedSizeListArray.from_arrays(pa.nulls(2 * 2**27), 2**27))
+    assert refusal(read_arrow, stream_bytes(users)).status == 413
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
 
 
@@ -490,7 +523,9 @@ kinds = st.sampled_from(
 containers = st.sampled_from(
     [pa.list_, pa.large_list, pa.list_view, lambda kind: pa.list_(kind, 2), lambda kind: pa.list_(pa.list_(kind)), lambda kind: kind]
 )
-column_names = st.sampled_from(["id", "row", "column", "users", "traffic", "traffic.x", "traffic.y", "poi.bank", "poi.zoo", "zoo"])
+column_names = st.sampled_from(
+    ["id", "row", "column", "users", "expected_users", "traffic", "traffic.x", "traffic.y", "poi.bank", "poi.zoo", "zoo"]
+)
 
 
 @FUZZ

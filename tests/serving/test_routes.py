@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +17,7 @@ import pytest
 
 from raytraffic.serving.access import Access
 from raytraffic.serving.admission import Admission, Busy
+from raytraffic.serving.cities import Cities
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.query import ARROW, METADATA, read_json
 from raytraffic.serving.routes import build_api, guarded
@@ -27,6 +30,8 @@ JSON = {"Content-Type": "application/json"}
 COLUMNS = ["unique_id", "service", "ds", "mean", "0.1", "0.5", "0.9"]
 #: Five tiles, two a chunk.
 MANY = body_of(station_city(steps=14), horizon=3, draws=3, steps=2, seed=4)
+#: Its settings as an inference has them.
+PARAMETERS = {name: MANY[name] for name in ("start", "step_minutes", "horizon", "draws", "steps", "seed")}
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,13 @@ async def _never() -> bool:
 
 
 def ask(
-    service: ForecastService, method: str, path: str, ready: Callable[[], Awaitable[bool]] = _always, **request: Any
+    service: ForecastService, method: str, path: str, ready: Callable[[], Awaitable[bool]] = _always, faults: bool = False, **request: Any
 ) -> httpx2.Response:
-    """The answer to one request, with the token where no other headers are given."""
+    """The answer to one request, with the token where no other headers are given; where `faults` are expected they are not raised here."""
 
     async def asked() -> httpx2.Response:
         app = guarded(build_api(service, ready), service, Access(SECRET), lambda *_: None)
-        transport = httpx2.ASGITransport(app, client=("203.0.113.9", 1))  # type: ignore[arg-type]
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=not faults, client=("203.0.113.9", 1))  # type: ignore[arg-type]
         async with httpx2.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
             return await client.request(method, path, **{"headers": BEARER, **request})
 
@@ -209,6 +214,38 @@ def test_a_stream_that_breaks_off_is_visible(service: ForecastService, fault: Ex
     assert service.admission.requests == 0 and service.admission.waiting == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/forecast", "/v2/models/tiny/infer"])
+@pytest.mark.parametrize("given", ["job-7", None])
+def test_a_fault_has_an_id_and_costs_its_own_request_alone(
+    service: ForecastService, path: str, given: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = replace(service, stages=Failing(0, RuntimeError("a secret of the stages")))
+    headers = {**BEARER, **JSON} | ({} if given is None else {"X-Request-ID": given})
+    body = {"/v1/forecast": MANY, "/v2/models/tiny/infer": {"parameters": PARAMETERS, "inputs": [tensor("traffic", MANY["traffic"], True)]}}
+    with caplog.at_level(logging.INFO, "raytraffic.serving"):
+        answer = ask(failing, "POST", path, headers=headers, content=json_bytes(body[path]), faults=True)
+    assert answer.status_code == 500 and set(answer.json()) == {"detail", "request_id"} and "secret" not in answer.text
+    assert f'"id": "{answer.json()["request_id"]}"' in caplog.text and given in (None, answer.json()["request_id"])
+    assert service.admission.requests == 0 and service.admission.waiting == 0
+
+
+def test_a_stream_that_a_fault_breaks_off_is_visible(service: ForecastService) -> None:
+    def answer(arrow: bool, after: int) -> httpx2.Response:
+        failing = replace(service, stages=Failing(after, RuntimeError("a secret")), chunks_at_once=1)
+        headers = {**BEARER, "Content-Type": ARROW if arrow else "application/json"}
+        body = (arrow_bytes if arrow else json_bytes)({**MANY, "stream": True})
+        return ask(failing, "POST", "/v1/forecast", headers=headers, content=body, faults=True)
+
+    assert answer(False, 0).status_code == answer(True, 0).status_code == 500
+    lines = [json.loads(line) for line in answer(False, 1).text.splitlines()]
+    assert "columns" in lines[0] and lines[-1]["error"] == "a fault of the server, not of the request" and len(lines) == 2
+    reader = pa.ipc.open_stream(answer(True, 1).content)
+    assert reader.read_next_batch().num_rows == 6
+    with pytest.raises(pa.ArrowInvalid):
+        reader.read_next_batch()
+    assert service.admission.requests == 0 and service.admission.waiting == 0
+
+
 def test_what_is_left_of_a_stream_no_one_reads_is_dropped(service: ForecastService) -> None:
     stages = LocalStages()
     watched = replace(service, stages=stages, chunk_tiles=1, chunks_at_once=1)
@@ -252,8 +289,7 @@ def tensor(name: str, values: list[list[float | None]], flat: bool) -> dict[str,
 
 def infer(service: ForecastService, **changes: Any) -> httpx2.Response:
     """An inference request of the stations of `MANY`, without their counts."""
-    parameters = {name: MANY[name] for name in ("start", "step_minutes", "horizon", "draws", "steps", "seed")}
-    body = {"parameters": parameters, "inputs": [tensor("traffic", MANY["traffic"], True), tensor("users", MANY["users"], True)], **changes}
+    body = {"parameters": PARAMETERS, "inputs": [tensor("traffic", MANY["traffic"], True), tensor("users", MANY["users"], True)], **changes}
     return ask(service, "POST", "/v2/models/tiny/infer", headers={**BEARER, **JSON}, content=json_bytes(body))
 
 
@@ -276,17 +312,60 @@ def test_kserve_infers_the_forecast(service: ForecastService, flat: bool) -> Non
         ({"inputs": [{**tensor("traffic", [[1.0, 2.0]], True), "shape": [2, 2]}]}, "body.inputs.0.data"),
         ({"inputs": [{**tensor("traffic", [[1.0]], True), "shape": [2**62, 2**62]}]}, "body.inputs.0.data"),
         ({"inputs": [{**tensor("traffic", [[1.0]], True), "shape": [-1, -1]}]}, "body.inputs.0.data"),
-        ({"inputs": [tensor("users", [[1.0]], True)]}, "body.traffic"),
-        ({"parameters": {**{name: MANY[name] for name in ("start", "step_minutes")}, "task": "generation"}}, "body.parameters.task"),
-        ({"parameters": {"keep_draws": True}}, "body.parameters"),
-        ({"parameters": {"stations": {}}}, "body.parameters"),
-        ({"parameters": {"start": MANY["start"]}}, "body.step_minutes"),
+        ({"inputs": [{**tensor("traffic", [[1.0, 2.0, 3.0], [4.0]], False), "shape": [2, 2]}]}, "body.inputs.0.data"),
+        ({"inputs": [{**tensor("traffic", [[1.0]], False), "data": [["x"]]}]}, "body.inputs.0.data.0"),
+        ({"inputs": [{**tensor("traffic", [[1.0]], False), "data": ["x"]}]}, "body.inputs.0.data.0"),
+        ({"inputs": [tensor("users", [[1.0]], True)]}, "body.inputs"),
+        (
+            {"inputs": [tensor("users", [[1.0] * 2] * 3, True), tensor("traffic", [[1.0, 2.0], [3.0, -4.0], [5.0, 6.0]], True)]},
+            "body.inputs.1.data.3",
+        ),
+        ({"inputs": [tensor("traffic", [[1.0, 2.0], [3.0, -4.0]], True)]}, "body.inputs.0.data.3"),
+        ({"inputs": [tensor("traffic", [[1.0, 2.0], [3.0, -4.0]], False)]}, "body.inputs.0.data.1.1"),
+        ({"inputs": [tensor("traffic", [[1.0, 2.0], [None, None]], True)]}, "body.inputs.0.data"),
+        ({"inputs": [tensor("traffic", [[1.0, 2.0], [None, None]], False)]}, "body.inputs.0.data.1"),
+        ({"inputs": [tensor("traffic", [[1.0, 2.0]], True), tensor("users", [[1.0]], True)]}, "body.inputs.0.data"),
+        ({"inputs": [tensor("traffic", [[1.0]], True), tensor("users", [[-1.0]], True)]}, "body.inputs.1.data.0"),
+        ({"inputs": [tensor("traffic", [[1.0]], True), tensor("users", [[1.0], [1.0]], True)]}, "body.inputs.1.data"),
+        ({"inputs": [tensor("traffic", [[1.0]], True), tensor("expected_users", [[1.0] * 3], True)]}, "body.inputs.1.data"),
+        ({"parameters": {**PARAMETERS, "horizon": None, "task": "generation"}}, "body.parameters.task"),
+        ({"parameters": {"keep_draws": True}}, "body.parameters.keep_draws"),
+        ({"parameters": {"stations": {}}}, "body.parameters.stations"),
+        ({"parameters": {"start": MANY["start"]}}, "body.parameters.step_minutes"),
+        ({"parameters": {**PARAMETERS, "horizon": None}}, "body.parameters.horizon"),
+        ({"parameters": {**PARAMETERS, "horizon": 9999}}, "body.parameters.horizon"),
+        ({"parameters": {**PARAMETERS, "horizon": "x"}}, "body.parameters.horizon"),
+        ({"parameters": {**PARAMETERS, "quantiles": [0.5, "x"]}}, "body.parameters.quantiles.1"),
+        ({"parameters": {**PARAMETERS, "city": "atlantis"}}, "body.parameters.city"),
         ({"outputs": 1}, "body.outputs"),
     ],
 )
 def test_kserve_refuses_by_path(service: ForecastService, changes: dict[str, Any], path: str) -> None:
     answer = infer(service, **changes)
     assert answer.status_code == 422 and ".".join(str(part) for part in answer.json()["detail"][0]["loc"]) == path
+
+
+def test_kserve_refuses_what_is_too_much_by_path(service: ForecastService) -> None:
+    few = replace(service, limits=Limits(stations=1, history=13))
+    assert [infer(few).status_code, *infer(few).json()["detail"][0]["loc"]] == [413, "body", "inputs", 0, "shape"]
+    one = infer(few, inputs=[tensor("traffic", MANY["traffic"][:1], True)])
+    assert [one.status_code, *one.json()["detail"][0]["loc"]] == [413, "body", "inputs", 0, "data"]
+
+
+def test_kserve_refuses_by_path_what_only_the_city_tells(service: ForecastService, explorer_store: Path) -> None:
+    measured = replace(service, cities=Cities(str(explorer_store)))
+    answer = infer(measured, parameters={**PARAMETERS, "city": "gridton", "step_minutes": 60, "start": "2024-05-07T06:00"})
+    assert answer.status_code == 422 and answer.json()["detail"][0]["loc"] == ["body", "parameters", "step_minutes"]
+
+
+def test_kserve_takes_expected_users_where_the_model_does(tmp_path: Path) -> None:
+    service = service_of(small_model(tmp_path / "model", contexts=("users", "expected_users", "poi")))
+    assert [one["name"] for one in ask(service, "GET", "/v2/models/tiny").json()["inputs"]] == ["traffic", "users", "expected_users"]
+    users = [[5.0 * i, None, 40.0] for i in range(5)]
+    inputs = [tensor(name, values, True) for name, values in (("traffic", MANY["traffic"]), ("expected_users", users))]
+    expected = rows(post(service, {**MANY, "stations": {"id": list("01234")}, "users": None, "expected_users": users}))
+    assert infer(service, inputs=inputs).json()["outputs"][0]["data"] == expected["mean"]
+    assert infer(service, inputs=inputs[:1]).json()["outputs"][0]["data"] != expected["mean"]
 
 
 def test_the_document_describes_what_there_is(service: ForecastService) -> None:
@@ -309,10 +388,9 @@ def test_the_document_describes_what_there_is(service: ForecastService) -> None:
             pending += part
     assert found > 4
     body = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]
-    assert set(body) == {"application/json", ARROW} and {"start", "traffic", "stations"} <= set(
-        body["application/json"]["schema"]["properties"]
-    )
-    assert {"401", "408", "413", "415", "422", "503"} <= set(document["paths"]["/v1/forecast"]["post"]["responses"])
+    fields = body["application/json"]["schema"]["properties"]
+    assert set(body) == {"application/json", ARROW} and {"start", "traffic", "stations", "users", "expected_users"} <= set(fields)
+    assert {"401", "408", "413", "415", "422", "500", "503"} <= set(document["paths"]["/v1/forecast"]["post"]["responses"])
 
 
 def test_any_answer_can_be_written(service: ForecastService) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import GENERATION, LONG, SHORT, mask
 from raytraffic.on_ray.serve import _RemoteStages
-from raytraffic.on_ray.stages import Conditioner, Embedder, Job, SamplerStage, draw_together
+from raytraffic.on_ray.stages import Conditioner, Embedder, Job, SamplerStage, draw_or_fail, draw_together
 from raytraffic.serving.models import ServedModel
 from raytraffic.serving.service import Expired
-from raytraffic.types import Forecast, TrafficBatch
+from raytraffic.types import Condition, Forecast, TrafficBatch
 from tests.batches import seasonal_batch
-from tests.serving.local_stages import POI, SAMPLER, WINDOW, small_model
+from tests.serving.local_stages import POI, SAMPLER, WINDOW, small_model, until
 
 LATER = 1e12
 
@@ -87,10 +88,20 @@ class Counting(nn.Module):
 @pytest.fixture
 def counting(forecaster: Forecaster) -> Iterator[Counting]:
     """The forecaster's denoiser, counting."""
-    denoiser = forecaster.denoiser
-    forecaster.denoiser = counted = Counting(denoiser)
-    yield counted
+    counted = Counting(forecaster.denoiser)
+    with instead(forecaster, counted):
+        yield counted
+
+
+@contextmanager
+def instead(forecaster: Forecaster, denoiser: nn.Module) -> Iterator[None]:
+    """The forecaster with another denoiser."""
+    own = forecaster.denoiser
     forecaster.denoiser = denoiser
+    try:
+        yield
+    finally:
+        forecaster.denoiser = own
 
 
 #: Windows, draws, seed of each job.
@@ -152,6 +163,33 @@ def test_the_deadline_ends_a_draw_within_a_step(forecaster: Forecaster, counting
     counting.then = lambda calls: calls == 3 and monkeypatch.setattr(one, "deadline", 0.0)
     assert draw_together(forecaster, [one], "cpu") == [None]
     assert counting.calls == 3
+
+
+class Poisoned(nn.Module):
+    """A denoiser that fails at a condition of NaN."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, level: Tensor, condition: Condition) -> Tensor:
+        assert condition.tokens is not None
+        if condition.tokens.isnan().any():
+            raise ZeroDivisionError("a poisoned condition")
+        return self.denoiser(x, level, condition)
+
+
+@pytest.mark.parametrize("bad", [(0,), (3,), (1, 4), (0, 1, 2, 3, 4)])
+def test_a_job_that_fails_fails_alone(forecaster: Forecaster, bad: tuple[int, ...]) -> None:
+    """Five jobs share calls of the network; a call with a poisoned row fails."""
+    jobs = [job(forecaster, 1, draws, seed) for seed, draws in enumerate((1, 2, 1, 3, 2))]
+    expected = [alone(forecaster, one) for one in jobs]
+    for i in bad:
+        jobs[i].condition = replace(jobs[i].condition, tokens=torch.full_like(jobs[i].condition.tokens, torch.nan))  # type: ignore[arg-type]
+    with instead(forecaster, Poisoned(forecaster.denoiser)):
+        answers = draw_or_fail(forecaster, jobs, "cpu")
+    for i, (answer, draws) in enumerate(zip(answers, expected, strict=True)):
+        assert isinstance(answer, ZeroDivisionError) if i in bad else isinstance(answer, Forecast) and same(answer, draws)
 
 
 def test_only_one_kind_shares_calls(forecaster: Forecaster) -> None:
@@ -232,6 +270,42 @@ def test_calls_at_a_time_are_served_as_alone(probe: DeploymentHandle, forecaster
     answers = [probe.remote(served, batch, SAMPLER, draws, seed, time.time() + 600) for batch, draws, seed in asked]
     for (batch, draws, seed), answer in zip(asked, answers, strict=True):
         assert same(answer.result(timeout_s=60), forecaster.forecast(batch, SAMPLER, draws, seed).draws.nan_to_num(-1))
+
+
+def test_of_calls_at_a_time_only_the_one_at_fault_fails(probe: DeploymentHandle, forecaster: Forecaster, served: ServedModel) -> None:
+    """The sampler stumbles upon a key of another type, the embedder upon a category too many; the first call keeps the others waiting."""
+    asked = [(windows(2, seed), 60 if seed == 0 else 1 + seed, seed) for seed in range(7)]
+    asked[3] = (replace(asked[3][0], key=asked[3][0].key.float()), *asked[3][1:])
+    poi = asked[5][0].context["poi"]
+    asked[5] = (replace(asked[5][0], context={**asked[5][0].context, "poi": torch.cat((poi, poi), dim=1)}), *asked[5][1:])
+    answers = [probe.remote(served, batch, SAMPLER, draws, seed, time.time() + 600) for batch, draws, seed in asked]
+    for i, ((batch, draws, seed), answer) in enumerate(zip(asked, answers, strict=True)):
+        if i in (3, 5):
+            with pytest.raises(RuntimeError):
+                answer.result(timeout_s=60)
+        else:
+            assert same(answer.result(timeout_s=60), forecaster.forecast(batch, SAMPLER, draws, seed).draws.nan_to_num(-1))
+
+
+def test_a_call_that_is_cancelled_is_drawn_no_further(
+    probe: DeploymentHandle, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    draw_rows = Forecaster.draw_rows
+
+    def watched(*arguments: Any) -> Tensor:
+        def stop() -> bool:
+            asked.append(arguments[-1]())
+            return asked[-1]
+
+        return draw_rows(*arguments[:-1], stop)
+
+    monkeypatch.setattr(Forecaster, "draw_rows", watched)
+    answer = probe.remote(served, windows(16), replace(SAMPLER, steps=100), 200, 0, time.time() + 600)
+    until(lambda: len(asked) > 2)
+    answer.cancel()
+    until(lambda: asked[-1])
+    assert len(asked) < 16 * 200 // SAMPLER.rows * 100 / 4
 
 
 def test_past_the_deadline_nothing_is_served(probe: DeploymentHandle, served: ServedModel) -> None:

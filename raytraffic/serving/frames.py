@@ -1,0 +1,180 @@
+"""From pandas frames to the Arrow body of a request: a station's rows on one grid of slots; ValueError for what cannot stand there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raytraffic.serving.query import METADATA
+from raytraffic.sources.city import STEP_MINUTES
+
+__all__ = ["KEYS", "request_bytes"]
+
+#: What names a row of a history or of an answer.
+KEYS = ["unique_id", "service", "ds"]
+
+
+def request_bytes(history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.DataFrame | None, settings: Mapping[str, Any]) -> bytes:
+    """The Arrow body of a request with these settings of `/v1/forecast`; raytraffic.client says what the frames hold."""
+    rows = _rows(history)
+    step = _step(rows)
+    slot = _slots("history", rows, KEYS, step)
+    ids = _ids(rows, sites)
+    station = pd.Index(ids).get_indexer(rows["unique_id"])
+    if (station < 0).any():
+        name = rows["unique_id"].to_numpy()[station < 0][0]
+        raise ValueError(f"sites: no row for station {name!r}, expected every station of the history")
+    first, slots = int(slot.min()), int(np.ptp(slot)) + 1
+    columns: dict[str, pa.Array] = {"id": pa.array(ids, pa.string()), **_site_columns(sites, ids)}
+    for service in rows["service"].unique():
+        mine = (rows["service"] == service).to_numpy()
+        name = f"traffic.{service}" if "service" in history else "traffic"
+        columns[name] = _lists(len(ids), slots, station[mine], slot[mine] - first, rows["traffic"].to_numpy()[mine])
+    if "users" in history:
+        columns["users"] = _lists(len(ids), slots, station, slot - first, _users(rows))
+    if future is not None:
+        generation = settings.get("task") == "generation"
+        begin, count = (first, slots) if generation else (first + slots, settings.get("horizon"))
+        columns["expected_users"] = _expected(future, ids, step, begin, count)
+    ask = {"start": str(np.datetime64(first * step, "m")), "step_minutes": step, **settings}
+    table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(ask).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _slots(name: str, rows: pd.DataFrame, keys: Sequence[str], step: int) -> NDArray[np.int64]:
+    """Slots since 1970-01-01 of rows that are each on one and have different keys."""
+    minute = rows["ds"].to_numpy().astype("datetime64[m]").astype(np.int64)
+    off = minute % step != 0
+    if off.any():
+        raise ValueError(f"{name}: {_row(rows, off)} is not on a whole {step}-minute slot, as most rows of the history are")
+    twice = rows.duplicated(list(keys)).to_numpy()
+    if twice.any():
+        raise ValueError(
+            f"{name}: {_row(rows, twice)} is there twice, expected one row a station{', service' * ('service' in keys)} and time"
+        )
+    slot: NDArray[np.int64] = minute // step
+    return slot
+
+
+def _expected(future: pd.DataFrame, ids: Sequence[str], step: int, begin: int, count: int | None) -> pa.Array:
+    """The users expected in `count` slots from `begin` on, or in as many as there are rows for."""
+    if sorted(map(str, future.columns)) != ["ds", "expected_users", "unique_id"] or future.empty:
+        raise ValueError(f"future: {len(future)} rows of {list(future.columns)}, expected some of unique_id, ds, expected_users")
+    rows = _named("future", future, ["unique_id", "ds"])
+    slot = _slots("future", rows, ["unique_id", "ds"], step) - begin
+    station = pd.Index(ids).get_indexer(rows["unique_id"])
+    if (station < 0).any():
+        raise ValueError(f"future: {_row(rows, station < 0)} has neither history nor a row of sites")
+    count = int(slot.max()) + 1 if count is None else count
+    outside = (slot < 0) | (slot >= count)
+    if outside.any():
+        raise ValueError(f"future: {_row(rows, outside)} is none of the {max(count, 0)} slots that are forecast")
+    return _lists(len(ids), count, station, slot, future["expected_users"].to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _named(name: str, frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The keys of a frame's rows: texts, and whole minutes of local time."""
+    for key in keys:
+        if frame[key].isna().any():
+            raise ValueError(f"{name}: {key} is missing in row {int(np.flatnonzero(frame[key].isna())[0])}, expected one in every row")
+    times = pd.to_datetime(frame["ds"])
+    if times.dt.tz is not None:
+        raise ValueError(f"{name}: ds in zone {times.dt.tz}, expected local times without zone")
+    rows = pd.DataFrame({key: frame[key].astype(str).to_numpy(dtype=object) for key in keys if key != "ds"})
+    rows["ds"] = times.dt.floor("min").to_numpy()
+    within = (rows["ds"] != times.to_numpy()).to_numpy()
+    if within.any():
+        raise ValueError(f"{name}: {_row(rows, within)} has seconds, expected whole minutes")
+    return rows
+
+
+def _rows(history: pd.DataFrame) -> pd.DataFrame:
+    """The history as texts, whole minutes and float64 numbers, with a service in every row."""
+    missing = sorted({"unique_id", "ds", "y"} - set(history.columns))
+    unknown = sorted(set(map(str, history.columns)) - {"unique_id", "ds", "y", "service", "users"})
+    if missing or unknown:
+        raise ValueError(f"history: columns {list(history.columns)}, expected unique_id, ds, y and perhaps service, users")
+    if history.empty:
+        raise ValueError("history: no rows, expected at least two of a station")
+    rows = _named("history", history, [key for key in KEYS if key in history])
+    if "service" not in rows:
+        rows["service"] = "traffic"
+    rows["traffic"] = history["y"].to_numpy(dtype=np.float64, na_value=np.nan)
+    rows["users"] = history["users"].to_numpy(dtype=np.float64, na_value=np.nan) if "users" in history else np.nan
+    return rows
+
+
+def _step(rows: pd.DataFrame) -> int:
+    """Minutes of a slot."""
+    ordered = rows.sort_values(KEYS)
+    apart = ordered.groupby(["unique_id", "service"], sort=False)["ds"].diff().dropna()
+    minutes = (apart[apart > pd.Timedelta(0)] // pd.Timedelta(minutes=1)).mode()
+    if minutes.empty:
+        raise ValueError("history: one time a station, expected at least two, whose distance is the step")
+    step = int(minutes.min())
+    if step not in STEP_MINUTES:
+        raise ValueError(f"history: rows are {step} minutes apart, expected one of {STEP_MINUTES}")
+    return step
+
+
+def _row(rows: pd.DataFrame, which: NDArray[np.bool_]) -> str:
+    """The first such row in words."""
+    row = rows.iloc[int(np.flatnonzero(which)[0])]
+    return f"station {row['unique_id']!r} at {row['ds']}"
+
+
+def _users(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Users of each row; they are a station's, so all its services must say the same or nothing."""
+    groups = rows.groupby(["unique_id", "ds"], sort=False)["users"]
+    apart = (groups.transform("max") != groups.transform("min")) & groups.transform("max").notna()
+    if apart.any():
+        raise ValueError(f"history: {_row(rows, apart.to_numpy())} has several numbers of users, expected one for all services")
+    users: NDArray[np.float64] = groups.transform("max").to_numpy()
+    return users
+
+
+def _ids(rows: pd.DataFrame, sites: pd.DataFrame | None) -> list[str]:
+    """The stations' names, sorted."""
+    if sites is None:
+        return sorted(rows["unique_id"].unique())
+    if "unique_id" not in sites or sites["unique_id"].isna().any():
+        raise ValueError(f"sites: columns {list(sites.columns)}, expected unique_id in every row")
+    names = sites["unique_id"].astype(str)
+    if names.duplicated().any():
+        raise ValueError(f"sites: station {names[names.duplicated()].iloc[0]!r} is there twice, expected one row a station")
+    return sorted(names)
+
+
+def _site_columns(sites: pd.DataFrame | None, ids: Sequence[str]) -> dict[str, pa.Array]:
+    """Cells and points of interest of the stations, in their order."""
+    if sites is None:
+        return {}
+    ordered = sites.set_index(sites["unique_id"].astype(str)).loc[list(ids)]
+    columns = {}
+    for name in sites.columns.drop("unique_id"):
+        if name not in ("row", "column") and not str(name).startswith("poi:"):
+            raise ValueError(f"sites: column {name!r}, expected unique_id, row, column and poi:<category>")
+        try:
+            kind = pa.int64() if name in ("row", "column") else pa.float64()
+            columns[str(name).replace("poi:", "poi.", 1)] = pa.array(ordered[name].to_numpy(), kind)
+        except (pa.ArrowException, TypeError, ValueError):
+            raise ValueError(f"sites: column {name!r} holds something else than numbers (whole ones for row and column)") from None
+    return columns
+
+
+def _lists(
+    stations: int, slots: int, station: NDArray[np.int64], slot: NDArray[np.int64], values: NDArray[np.float64]
+) -> pa.FixedSizeListArray:
+    """A list of slots a station, null where no row is or says nothing."""
+    grid = np.full((stations, slots), np.nan)
+    grid[station, slot] = values
+    return pa.FixedSizeListArray.from_arrays(pa.array(grid.reshape(-1), mask=np.isnan(grid).reshape(-1)), slots)
