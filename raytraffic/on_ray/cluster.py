@@ -34,7 +34,8 @@ def connect() -> None:
             raise
     else:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # C++ notices about its own internals; Python errors still show
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # "local": without an address Ray joins whatever cluster of this machine it finds a trace of, also one that has ended.
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def refuse_open_cluster(gcs_address: str, dashboard_url: str | None) -> None:
