@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from raytraffic.config import ForecastConfig, TrainConfig, to_json
 from raytraffic.files import Location
 from raytraffic.lease import RENEWAL_S
 from raytraffic.on_ray.forecast import forecast
 from tests.ray.conftest import CLUSTER, settings
-from tests.ray.test_train import LIMIT, REPOSITORY, started_by
+from tests.ray.test_train import LIMIT, REPOSITORY, started_by, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")]
 
@@ -203,3 +204,13 @@ def test_a_node_that_is_taken_from_a_training_run(
         assert "gave notice" in done.stdout
         resumed = list((out / "tensorboard").iterdir())
         assert any(int(path.name.rpartition("from-")[2]) not in (0, 200) for path in resumed), resumed
+
+
+def test_a_run_goes_on_with_the_workers_that_are_left(prepared: Path, trained: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = training(settings(prepared, out), workers=2, min_workers=1, cpus_per_worker=2)  # a node has room for one of them
+    done = on_two_nodes(environment | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}, str(out / "metrics.parquet"), 0, words)
+    assert done.returncode == 0 and "lost the node" in done.stdout, done.stdout + done.stderr
+    ours, theirs = weights(out), weights(trained)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-4)  # as with two workers throughout: test_train.py

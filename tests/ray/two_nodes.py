@@ -27,7 +27,7 @@ def run() -> int:
     """The verb's exit status; 3 where it ended before the node was lost."""
     wanted, notice, *words = sys.argv[1:]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "node_ip_address": LOOPBACK})
-    nodes = [cluster.add_node(num_cpus=2, node_ip_address=LOOPBACK) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=3, node_ip_address=LOOPBACK) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = cluster.address
     lost = threading.Event()
 
