@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports ray: its clusters are to listen on the loopback interface only (docs/decisions/0017).
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -44,14 +44,12 @@ def forecast(config: ForecastConfig) -> Location:
     if (config.store is None) == (config.table is None):
         raise ValueError(f"store, table: {config.store!r}, {config.table!r}, expected exactly one of them")
     out = Location.of(config.out)
-    issue = None if config.issue is None else _minute(config.issue)
-    _, _, model_config = load_forecaster(config.checkpoint)
+    # What is wrong with a checkpoint, a store or a request is told before anything is written.
+    model_config = load_forecaster(config.checkpoint)[2]
+    ready = None if config.store is None else _plan(config, open_store(config.store), model_config)
     with held(out):
         began = time.monotonic()
-        store = open_store(_store(config, out))
-        windows = windows_for(store, "all", model_config)
-        requests = {step: _request(config, step) for step in np.unique(store.index.step_minutes).tolist()}
-        planned = plan(windows, requests, issue, config.tiles_per_shard)
+        store, planned = ready or _plan(config, open_store(_prepared(config, out)), model_config)
         identity = {name: value for name, value in to_json(config).items() if name not in _MACHINERY}
         fingerprint = _fingerprint(config, store, identity)
         run = {"config": identity, "fingerprint": fingerprint}
@@ -61,6 +59,18 @@ def forecast(config: ForecastConfig) -> Location:
         _make(config, store, missing, fingerprint, planned.tiles)
         _conclude(out, planned, run, config.draws, {"shards_made": len(missing), "seconds": time.monotonic() - began})
     return out
+
+
+def _plan(config: ForecastConfig, store: Store, model_config: Any) -> tuple[Store, Plan]:
+    """A store and the shards of its forecast; ValueError, naming a place, where there is none to make."""
+    issue = None if config.issue is None else _minute(config.issue)
+    windows = windows_for(store, "all", model_config)
+    requests = {step: _request(config, step) for step in np.unique(store.index.step_minutes).tolist()}
+    planned = plan(windows, requests, issue, config.tiles_per_shard)
+    if not planned.shards:
+        first = planned.failures[0]
+        raise ValueError(f"{first.city}/{first.place}: {first.reason} (and no other place can be forecast)")
+    return store, planned
 
 
 def _done(out: Location, planned: Plan, fingerprint: str, retry_failed: bool) -> set[str]:
@@ -132,10 +142,8 @@ def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
     )
 
 
-def _store(config: ForecastConfig, out: Location) -> Location:
-    """The store given, or the table prepared into one beside the forecast; of a table, stations at fault are left out and reported."""
-    if config.store is not None:
-        return Location.of(config.store)
+def _prepared(config: ForecastConfig, out: Location) -> Location:
+    """The store of a table, prepared beside the forecast; stations at fault are left out of it and reported."""
     table = str(config.table)
     if table.startswith("table:") and "faulty=" not in table:
         table += ("&" if "?" in table else "?") + "faulty=skip"
