@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import requests
 import tyro
 from measure import write_figures
 from ray import serve
@@ -101,7 +102,7 @@ def _broken(name: str, url: str, clients: int, seconds: float, fault: Callable[[
         at = time.monotonic()
         fault()
         time.sleep(2)
-        _until(_healthy, 120)
+        _until(lambda: _healthy() and _answers(url), 120)
         time.sleep(seconds)
     times = [at, *sorted(when for when, status in zip(load.answers.at, load.answers.status, strict=True) if status == 200 and when > at)]
     gaps = [late - early for early, late in pairwise(times)]
@@ -184,6 +185,14 @@ def _replicas() -> dict[str, int]:
 def _healthy() -> bool:
     application = serve.status().applications.get(APP)
     return application is not None and application.status == "RUNNING" and min(_replicas().values()) >= 1
+
+
+def _answers(url: str) -> bool:
+    """Whether the application can be reached."""
+    try:
+        return requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> None:

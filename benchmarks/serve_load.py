@@ -70,9 +70,9 @@ def main(
             alone = asyncio.run(closed_loop(url, body_of(_OVERLOAD_STATIONS), 1, 2 * seconds))
             busy = asyncio.run(closed_loop(url, body_of(_OVERLOAD_STATIONS), max(clients), 2 * seconds))
             capacity = max(len(found.good) for found in (alone, busy)) / (2 * seconds)
-        # What may wait takes a little longer than one request takes alone: enough that requests share calls of the network, and little
+        # What may wait takes some longer than one request takes alone: enough that requests share calls of the network, and little
         # enough that all that are let in are answered within two such times (requests that share a call take less than their sum).
-        wait = 1.4 * statistics.median(alone.good)
+        wait = 1.6 * statistics.median(alone.good)
         with deployed(args.model_copy(update={"most_wait_s": wait})) as url:
             asyncio.run(closed_loop(url, body_of(_OVERLOAD_STATIONS), 1, seconds))  # the admission learns its rate
             figures |= overload(url, capacity, overload_seconds, alone)
