@@ -4,7 +4,8 @@ python benchmarks/fleet.py [--stations 10000] [--draws 20] [--preset small] [--r
 
 `stations_per_s`: `raytraffic forecast` as a user runs it, from the start of its process (Ray included) to the manifest, two workers of
 one thread. `end_to_end_ratio`: its time over that of the bare loop, two processes of one thread that hold the model and the batches
-already and only call it, on the same stations. `memory_ratio_2x`: peak memory of all its processes, together, with twice the stations.
+already and only call it, on the same stations. `memory_ratio_2x`: peak memory of all its processes, together, with twice the stations;
+looking at memory costs time, so it is measured in runs of their own (of one sampler step, which changes no memory).
 """
 
 from __future__ import annotations
@@ -43,11 +44,10 @@ STEP_MINUTES = 30
 WORKERS = 2
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one fleet forecast came to: seconds, and peak memory (MB) of the driver and of all processes."""
+@dataclass
+class Memory:
+    """Peak memory (MB) of one fleet forecast: of the driver and of all processes."""
 
-    seconds: float
     driver_mb: float
     all_mb: float
 
@@ -83,25 +83,28 @@ def main(
         settings = (draws, steps)
         runs, bare = [], []
         for repeat in range(repeats):
-            runs.append(_forecast(folder, folder / "once", folder / f"out-{repeat}", *settings))
+            runs.append(_forecast(folder, folder / "once", folder / f"out-{repeat}", *settings, None))
             bare.append(_bare(folder / "model", folder / "once", *settings))
-            print(f"repeat {repeat + 1} of {repeats}: {runs[-1]}, bare loop {bare[-1]:.1f} s", flush=True)
-        twice = _forecast(folder, folder / "twice", folder / "out-twice", *settings)
-        print(f"twice the stations: {twice}", flush=True)
+            print(f"repeat {repeat + 1} of {repeats}: forecast {runs[-1]:.1f} s, bare loop {bare[-1]:.1f} s", flush=True)
+        memory = []
+        for fleet in ("once", "twice"):
+            memory.append(Memory(0.0, 0.0))
+            _forecast(folder, folder / fleet, folder / f"out-{fleet}", draws, 1, memory[-1])
+            print(f"{fleet} the stations: {memory[-1]}", flush=True)
     count = cities * grid[0] * grid[1]
     write_figures(
         {
             "stations": float(count),
             "draws": float(draws),
-            **spread("stations_per_s", [count / run.seconds for run in runs]),
-            **spread("seconds", [run.seconds for run in runs]),
+            **spread("stations_per_s", [count / seconds for seconds in runs]),
+            **spread("seconds", runs),
             **spread("bare_loop_seconds", bare),
-            **spread("end_to_end_ratio", [run.seconds / alone for run, alone in zip(runs, bare, strict=True)]),
-            "peak_mb_driver": max(run.driver_mb for run in runs),
-            "peak_mb_all": max(run.all_mb for run in runs),
-            "peak_mb_driver_2x": twice.driver_mb,
-            "peak_mb_all_2x": twice.all_mb,
-            "memory_ratio_2x": twice.all_mb / max(run.all_mb for run in runs),
+            **spread("end_to_end_ratio", [seconds / alone for seconds, alone in zip(runs, bare, strict=True)]),
+            "peak_mb_driver": memory[0].driver_mb,
+            "peak_mb_all": memory[0].all_mb,
+            "peak_mb_driver_2x": memory[1].driver_mb,
+            "peak_mb_all_2x": memory[1].all_mb,
+            "memory_ratio_2x": memory[1].all_mb / memory[0].all_mb,
         },
         json,
     )
@@ -118,25 +121,33 @@ def _model(folder: Path, preset: str) -> None:
     save_forecaster(folder, registry.model("uomo").build(config).state_dict(), "uomo", config, {})
 
 
-def _forecast(folder: Path, store: Path, out: Path, draws: int, steps: int) -> Run:
-    """The whole command, as a process of its own."""
+def _forecast(folder: Path, store: Path, out: Path, draws: int, steps: int, memory: Memory | None) -> float:
+    """Seconds of the whole command, as a process of its own, whose `memory` is watched."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     options = {"checkpoint": folder / "model", "store": store, "out": out, "hours": HOURS, "draws": draws, "steps": steps}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))] + ["--workers", str(WORKERS)]
-    peak, driver = PeakMemory(), 0.0
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "raytraffic.cli", "forecast", *words], env=environment, stdout=subprocess.DEVNULL)
+    if memory is not None:
+        _watch(process, memory)
+    status = process.wait()
+    seconds = time.monotonic() - began
+    if status:
+        raise RuntimeError(f"forecast: exit status {status}, expected 0")
+    return seconds
+
+
+def _watch(process: subprocess.Popen[bytes], memory: Memory) -> None:
+    """Notes the most memory until the process ends."""
+    peak = PeakMemory()
     while process.poll() is None:
         peak.sample(process.pid)
         with suppress(psutil.Error):
-            driver = max(driver, psutil.Process(process.pid).memory_full_info().pss / 1e6)
+            memory.driver_mb = max(memory.driver_mb, psutil.Process(process.pid).memory_full_info().pss / 1e6)
         time.sleep(0.5)
-    seconds = time.monotonic() - began
-    if process.returncode:
-        raise RuntimeError(f"forecast: exit status {process.returncode}, expected 0")
+    memory.all_mb = peak.mb
     print(peak)
-    return Run(seconds, driver, peak.mb)
 
 
 def _bare(model: Path, store: Path, draws: int, steps: int) -> float:
