@@ -109,7 +109,7 @@ def _changed(deployment: Any, overrides: dict[str, dict[str, Any]], arguments: t
 def local_cluster(cpus: int = 2) -> Iterator[None]:
     """Ray on this machine, for this process alone."""
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:

@@ -13,7 +13,13 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 #: A throw-away cluster on the loopback interface.
-ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONPATH": str(BENCHMARKS.parent),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def figures_of(script: str, folder: Path, *options: str, may_be_none: tuple[str, ...] = ()) -> dict[str, float]:

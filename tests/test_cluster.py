@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from raytraffic.on_ray.cluster import refuse_open_cluster
+from raytraffic.on_ray.serve import ServeArgs, app
 
 OUTSIDE = "10.0.0.4:6379"
 
@@ -81,3 +84,11 @@ def test_the_token_is_never_told(monkeypatch: pytest.MonkeyPatch, dashboard: str
     with pytest.raises(ValueError, match="answers without") as told:
         refuse_open_cluster(OUTSIDE, dashboard)
     assert "a-secret" not in str(told.value)
+
+
+def test_no_service_is_built_on_an_open_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=OUTSIDE))
+    with pytest.raises(ValueError, match=r"the cluster at 10\.0\.0\.4:6379 can be reached from other machines"):
+        app(ServeArgs(checkpoints={"uomo": "none"}))

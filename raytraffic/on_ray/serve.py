@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -21,7 +22,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from raytraffic.config import ServeConfig
 from raytraffic.diffusion.samplers import Sampler
-from raytraffic.on_ray.cluster import connect
+from raytraffic.on_ray.cluster import connect, refuse_open_cluster
 from raytraffic.on_ray.stages import SECONDS, Conditioner, Embedder, SamplerStage
 from raytraffic.serving.access import Access, is_loopback, read_token
 from raytraffic.serving.admission import Admission, Busy
@@ -192,7 +193,12 @@ def _blank(model: ServedModel) -> TrafficBatch:
 
 
 def app(args: ServeArgs) -> serve.Application:
-    """The application of a Serve config's `args`; ValueError where a checkpoint, the store or the token cannot be used."""
+    """The application of a Serve config's `args`.
+
+    ValueError where a checkpoint, the store or the token cannot be used, and on a cluster that others can reach and that asks for no token.
+    """
+    if ray.is_initialized():  # Serve builds a config's application on the cluster; without one it is only looked at
+        refuse_open_cluster(ray.get_runtime_context().gcs_address, None)
     for name, folder in args.checkpoints.items():
         served_model(name, folder)
     if args.store is not None:
