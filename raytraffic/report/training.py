@@ -49,8 +49,8 @@ def training_report(
         "There was no validation part: the last model is the best one."
         if best is None or not np.isfinite(best["validation_loss"])
         else f"Lowest validation loss: {best['validation_loss']:.4f} at step {int(best['step']):,}.",
-        f"{np.median([row['windows_per_second'] for row in rows]):,.0f} windows a second, of which "
-        f"{np.mean([row['data_wait_share'] for row in rows]):.1%} of the time waiting for data.",
+        f"{np.median([row['windows_per_second'] for row in rows]):,.0f} windows a second; "
+        f"{np.mean([row['data_wait_share'] for row in rows]):.1%} of the time went by waiting for data.",
     ]
     everything = _table("", ("Setting", "Value"), [(name, str(value)) for name, value in settings.items()])
     sections = [

@@ -30,7 +30,7 @@ def page(folder: Path, validation: list[float | None]) -> str:
 def test_it_tells_what_the_run_was(tmp_path: Path) -> None:
     text = page(tmp_path, [1.9, None, 1.7, 1.8])
     assert "uomo tiny, 1,234,567 parameters, trained for 100 steps of 8 windows on the training part of the time split." in text
-    assert "Lowest validation loss: 1.7000 at step 75." in text and "80 windows a second, of which 1.0%" in text
+    assert "Lowest validation loss: 1.7000 at step 75." in text and "80 windows a second; 1.0% of the time" in text
     assert "east&lt;b&gt;" in text and "east<b>" not in text and "<td>3.0</td>" in text
     assert text.count("data:image/svg+xml") == 3 and "<script" not in text
     assert page(tmp_path, [1.9, None, 1.7, 1.8]) == text
