@@ -70,6 +70,8 @@ def dataset(items: Sequence[dict[str, Any]]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    # Reservation keeps CPUs back for other operators. There is one, and on two CPUs its tasks would run one after another.
+    context.op_resource_reservation_enabled = False
     context.raise_original_map_exception = True  # a ValueError stays one, so that the command line can tell it in one line
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised
     return ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
