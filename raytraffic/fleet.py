@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from raytraffic.forecaster import Forecaster
 from raytraffic.forecasting import Failure, ForecastRequest, possible_windows, station_forecasts, tile_failures
 from raytraffic.windows import Windows
 
-__all__ = ["Plan", "Shard", "ShardFacts", "plan", "read_facts", "shard_bytes", "summary", "table_of_failures"]
+__all__ = ["Plan", "Shard", "ShardFacts", "all_failures", "plan", "read_facts", "shard_bytes", "summary", "table_of_failures"]
 
 _KEY = b"raytraffic"
 _FAILURES = pa.schema([(name, pa.string()) for name in ("city", "place", "unique_id", "reason")])
@@ -108,10 +108,14 @@ def table_of_failures(failures: Sequence[Failure]) -> pa.Table:
     return pa.Table.from_pylist([asdict(failure) for failure in failures], schema=_FAILURES)
 
 
-def summary(planned: Plan, facts: Iterable[ShardFacts], draws: int) -> dict[str, Any]:
+def all_failures(planned: Plan, facts: Sequence[ShardFacts]) -> list[Failure]:
+    """The stations without forecast of a whole run: those of the plan, then those of the shards."""
+    return [*planned.failures, *(failure for one in facts for failure in one.failures)]
+
+
+def summary(planned: Plan, facts: Sequence[ShardFacts], draws: int) -> dict[str, Any]:
     """Counts of a whole run: stations answered, without a measurement in their history, failed by reason; shards and draws."""
-    facts = list(facts)
-    failures = [*planned.failures, *(failure for one in facts for failure in one.failures)]
+    failures = all_failures(planned, facts)
     answered = sum(one.stations for one in facts)
     return {
         "stations": answered,

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def _await(path: Location, renewal_s: float) -> None:
     first = _read(path)
     if first is None or _gone(first):
         return
-    if first["host"] == socket.gethostname() and first["boot"] == _boot():
+    # Where the system says nothing of processes (no /proc), a dead one of this machine is known like any other: by standing still.
+    if first["host"] == socket.gethostname() and first["boot"] == _boot() != "":
         raise ValueError(_taken(path, first))
     until = time.monotonic() + 3 * renewal_s
     while time.monotonic() < until:
@@ -75,11 +76,12 @@ def _await(path: Location, renewal_s: float) -> None:
 def _renew(path: Location, me: dict[str, Any], renewal_s: float, over: threading.Event) -> None:
     count = 0
     while not over.wait(renewal_s):
-        now = _read(path)
-        if now is not None and now["holder"] != me["holder"]:
-            return  # taken over while this process stood still: both write the same bytes
-        count += 1
-        _write(path, me, count)
+        with suppress(OSError):  # a store that fails for a moment is asked again
+            now = _read(path)
+            if now is not None and now["holder"] != me["holder"]:
+                return  # taken over while this process stood still: both write the same bytes
+            count += 1
+            _write(path, me, count)
 
 
 def _write(path: Location, me: dict[str, Any], count: int) -> None:

@@ -156,3 +156,30 @@ def test_a_file_that_is_no_lease_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lease.json").write_bytes(b"{")
     with pytest.raises(ValueError, match=r"lease\.json: .*expected a lease"), held(Location.of(tmp_path), QUICK):
         pytest.fail("held")
+
+
+def test_where_nothing_is_known_of_processes_a_dead_one_s_lease_is_taken_over_too(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder.kill()
+    holder.wait()
+    (tmp_path / "lease.json").write_bytes(json.dumps({**lease(tmp_path), "boot": "", "began": ""}).encode())
+    monkeypatch.setattr("raytraffic.lease._boot", lambda: "")
+    monkeypatch.setattr("raytraffic.lease._began", lambda pid: "")
+    with held(Location.of(tmp_path), QUICK):
+        assert lease(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_store_that_fails_for_a_moment_does_not_end_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, failed = Location.write_bytes, threading.Event()
+
+    def fail_once(self: Location, data: bytes) -> None:
+        if not failed.is_set() and threading.current_thread().name == "raytraffic-lease":
+            failed.set()
+            raise OSError("503 Slow Down")
+        write(self, data)
+
+    monkeypatch.setattr(Location, "write_bytes", fail_once)
+    with held(Location.of(tmp_path), QUICK):
+        time.sleep(6 * QUICK)
+        assert failed.is_set() and lease(tmp_path)["renewed"] >= 2  # type: ignore[operator]

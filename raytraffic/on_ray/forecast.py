@@ -19,7 +19,7 @@ from raytraffic.checkpoint import MARKER, load_forecaster
 from raytraffic.config import ForecastConfig, PrepareConfig, to_json
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.files import Location
-from raytraffic.fleet import Plan, Shard, plan, read_facts, shard_bytes, summary, table_of_failures
+from raytraffic.fleet import Plan, Shard, all_failures, plan, read_facts, shard_bytes, summary, table_of_failures
 from raytraffic.forecasting import ForecastRequest
 from raytraffic.lease import held
 from raytraffic.on_ray.cluster import connect, dataset
@@ -84,10 +84,10 @@ def _done(out: Location, planned: Plan, fingerprint: str, retry_failed: bool) ->
 
 def _make(config: ForecastConfig, store: Store, missing: list[Shard], fingerprint: str, tiles: int) -> None:
     """Computes shards on the cluster; returns when the last one stands in `out`."""
+    if not missing:
+        return
     connect()
     with Stage("forecast", tiles, done=tiles - sum(len(shard.rows) for shard in missing)) as stage:
-        if not missing:
-            return
         most = min(config.workers, len(missing))
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)  # as many as the cluster has room for
         items = [{"shard": json.dumps(asdict(shard))} for shard in missing]
@@ -108,9 +108,12 @@ def _conclude(out: Location, planned: Plan, run: dict[str, Any], draws: int, eff
     files = [out.child("shards", shard.name) for shard in planned.shards]
     with ThreadPoolExecutor(_READERS) as pool:
         hashes = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
-        facts = [one for one in pool.map(read_facts, files) if one is not None]
-    told = summary(planned, facts, draws)
-    failures = [*planned.failures, *(failure for one in facts for failure in one.failures)]
+        found = dict(zip(files, pool.map(read_facts, files), strict=True))
+    facts = [one for one in found.values() if one is not None]
+    if len(facts) < len(files):
+        damaged = next(file for file, one in found.items() if one is None)
+        raise OSError(f"{damaged}: was written and is no whole shard, expected one; the same command makes it again")
+    told, failures = summary(planned, facts, draws), all_failures(planned, facts)
     out.child("failures.parquet").write_table(table_of_failures(failures))
     if not told["stations"]:
         first = next(iter(told["reasons"].items()), ("the store holds no station", 0))
