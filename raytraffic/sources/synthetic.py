@@ -26,7 +26,18 @@ from scipy.special import ndtr, ndtri
 from raytraffic.randomness import text_key
 from raytraffic.sources.city import STEP_MINUTES, City
 
-__all__ = ["LAND_USES", "MAX_ENTRIES", "POI_CATEGORIES", "ConditionalLaw", "GaussianLaw", "SyntheticCities", "SyntheticCity", "law"]
+__all__ = [
+    "LAND_USES",
+    "MAX_ENTRIES",
+    "POI_CATEGORIES",
+    "ConditionalLaw",
+    "GaussianLaw",
+    "Places",
+    "SyntheticCities",
+    "SyntheticCity",
+    "law",
+    "places_of",
+]
 
 Array = NDArray[np.float64]
 
@@ -250,11 +261,11 @@ class GaussianLaw:
 
 def law(city: SyntheticCity) -> GaussianLaw:
     """The exact law of a whole city's log-traffic; take its `window` before conditioning."""
-    return _law(city, _places(city))
+    return _law(city, places_of(city))
 
 
 @dataclass(frozen=True, eq=False)
-class _Places:
+class Places:
     """What does not change in time: land-use mix (u, s), density and log-level (s,), live (s,)."""
 
     mix: Array
@@ -263,7 +274,7 @@ class _Places:
     live: NDArray[np.bool_]
 
 
-def _places(city: SyntheticCity) -> _Places:
+def places_of(city: SyntheticCity) -> Places:
     generator = city.generator(_LAYOUT)
     cells = city.grid[0] * city.grid[1]
     fields = generator.standard_normal((len(LAND_USES) + 1, *city.grid))
@@ -274,10 +285,10 @@ def _places(city: SyntheticCity) -> _Places:
     live = np.ones(cells, dtype=np.bool_)
     dead = min(math.floor(city.dead_share * cells + 0.5), cells - 1)
     live[np.argsort(density + 0.3 * luck, kind="stable")[:dead]] = False
-    return _Places(mix=weight / weight.sum(axis=0), density=density, level_log=city.tail * (0.8 * density + 0.6 * own), live=live)
+    return Places(mix=weight / weight.sum(axis=0), density=density, level_log=city.tail * (0.8 * density + 0.6 * own), live=live)
 
 
-def _law(city: SyntheticCity, places: _Places) -> GaussianLaw:
+def _law(city: SyntheticCity, places: Places) -> GaussianLaw:
     rhythm = _rhythm(city)
     shape = np.zeros((city.slots, len(places.live)))
     for use in range(len(LAND_USES)):  # a sum of few terms in fixed order: the same bits whatever the linear algebra library
@@ -306,7 +317,7 @@ def _rhythm(city: SyntheticCity) -> Array:
 
 
 def _generate(city: SyntheticCity) -> City:
-    places = _places(city)
+    places = places_of(city)
     truth = _law(city, places)
     mean_log, row, column = truth.mean_log, truth.row, truth.column
     z = city.noise * _process(city, _TRAFFIC)
