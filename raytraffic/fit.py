@@ -45,19 +45,27 @@ def learning_rate(done: int, settings: Optimisation) -> float:
 
 
 def optimiser(model: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay, and a module may state its `learning_rate_scale`."""
+    """AdamW over the trainable parameters; only matrices decay.
+
+    A module may state its `learning_rate_scale`, and a linear layer its `fan_in_ratio` (raytraffic.nn.transfer): the learning rate of its
+    weight is divided by it, and the weight decay, which AdamW multiplies by the rate, stays as strong.
+    """
     scales: dict[int, float] = {}
+    ratios: dict[int, float] = {}
     for module in model.modules():
         if isinstance(scale := getattr(module, "learning_rate_scale", None), float):
             scales |= {id(parameter): scale for parameter in module.parameters()}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        if isinstance(module, nn.Linear) and isinstance(ratio := getattr(module, "fan_in_ratio", None), float):
+            ratios[id(module.weight)] = ratio
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups.setdefault((scales.get(id(parameter), 1.0), parameter.ndim >= 2), []).append(parameter)
+            group = (scales.get(id(parameter), 1.0), ratios.get(id(parameter), 1.0), parameter.ndim >= 2)
+            groups.setdefault(group, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": members, "weight_decay": settings.weight_decay if decays else 0.0, "learning_rate_scale": scale}
-            for (scale, decays), members in sorted(groups.items(), key=lambda group: group[0])
+            {"params": members, "weight_decay": settings.weight_decay * ratio if decays else 0.0, "learning_rate_scale": scale / ratio}
+            for (scale, ratio, decays), members in sorted(groups.items(), key=lambda group: group[0])
         ],
         lr=settings.learning_rate,
         betas=settings.betas,
@@ -71,12 +79,14 @@ def step(
     adam: torch.optim.Optimizer,
     done: int,
     settings: Optimisation,
+    micro_batch: int | None = None,
     mixed_precision: bool = False,
 ) -> dict[str, float]:
     """Takes step number `done` and returns its figures; `model` may be wrapped by DDP or FSDP. bf16 with `mixed_precision`.
 
-    All randomness is a function of the windows' `seeds` (b,), so that an interrupted run goes on as it would have; with dropout they are
-    those of one rank's windows together.
+    With `micro_batch` so many windows are computed at once and their gradients summed: less memory, the same step. All randomness is a
+    function of the windows' `seeds` (b,), so that an interrupted run goes on as it would have; with dropout they are those of one rank's
+    windows together.
 
     Raises FloatingPointError when the loss is not finite: continuing would only destroy the weights.
     """
@@ -84,15 +94,18 @@ def step(
     for group in adam.param_groups:
         group["lr"] = rate * group["learning_rate_scale"]
     torch.manual_seed(int(seeds.sum()))  # dropout alone does not hang on the seeds of the windows by itself
-    with torch.autocast(batch.traffic.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
-        losses = model(batch, seeds)
-    losses["loss"].backward()
+    loss = 0.0
+    for part in torch.arange(len(seeds), device=seeds.device).split(micro_batch or len(seeds)):
+        with torch.autocast(batch.traffic.device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+            mean = model(batch.select(part), seeds[part])["loss"] * (len(part) / len(seeds))
+        mean.backward()
+        loss += float(mean.detach())
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     if not bool(torch.isfinite(norm)):
         raise FloatingPointError(f"step {done}: gradient norm {float(norm)}, expected a finite one; lower the learning rate")
     adam.step()
     adam.zero_grad(set_to_none=True)
-    return {"loss": float(losses["loss"].detach()), "learning_rate": rate, "gradient_norm": float(norm)}
+    return {"loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
 
 
 class Ema:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from raytraffic.cost import Cost
 from raytraffic.forecaster import Forecaster
 from raytraffic.models import uomo
 
@@ -19,7 +20,8 @@ class Model:
     """A model's configuration type, its presets, how it is built, and how it is fine-tuned.
 
     `add_contexts` gives a trained model the contexts it lacks without changing what it answers, `freeze` leaves only what
-    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives).
+    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives). `cost` says what a configuration
+    takes for a window on a grid (rows, columns), of whose entries a share is asked for, without building anything.
     """
 
     config: type[Any]
@@ -29,6 +31,7 @@ class Model:
     add_contexts: Callable[[Forecaster, Any, tuple[str, ...], tuple[str, ...]], tuple[Forecaster, Any]]
     freeze: Callable[[Forecaster], None]
     align: Callable[[Forecaster, float, int], nn.Module]
+    cost: Callable[[Any, tuple[int, int], float], Cost]
 
 
 MODELS: dict[str, Model] = {
@@ -40,6 +43,7 @@ MODELS: dict[str, Model] = {
         add_contexts=uomo.add_contexts,
         freeze=uomo.freeze,
         align=uomo.align,
+        cost=uomo.cost,
     ),
 }
 

@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HOUR_FEATURES", "ClockEmbedding", "LevelEmbedding", "grid_positions", "hour_of_day", "sinusoids"]
+__all__ = ["HOUR_FEATURES", "LEVEL_FEATURES", "WEEKDAYS", "ClockEmbedding", "LevelEmbedding", "grid_positions", "hour_of_day", "sinusoids"]
 
 _HARMONICS = 8
 #: Features of `hour_of_day`.
 HOUR_FEATURES = 2 * _HARMONICS
+#: Sinusoids of a noise level, and rows of the table of weekdays.
+LEVEL_FEATURES, WEEKDAYS = 128, 7
 
 
 def sinusoids(position: Tensor, features: int, longest: float = 10000.0) -> Tensor:
@@ -43,7 +45,7 @@ def hour_of_day(clock: Tensor, step_minutes: Tensor) -> Tensor:
 class LevelEmbedding(nn.Module):
     """(b, hidden) embedding of the noise level (b,) in (0, 1]."""
 
-    def __init__(self, hidden: int, features: int = 128) -> None:
+    def __init__(self, hidden: int, features: int = LEVEL_FEATURES) -> None:
         super().__init__()
         self.features = features
         self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
@@ -61,7 +63,7 @@ class ClockEmbedding(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.day = nn.Embedding(7, features)
+        self.day = nn.Embedding(WEEKDAYS, features)
         self.mlp = nn.Sequential(nn.Linear(features + HOUR_FEATURES, 2 * features), nn.SiLU(), nn.Linear(2 * features, features))
 
     def forward(self, clock: Tensor, step_minutes: Tensor) -> Tensor:

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["AdaLNBlock", "AdaLNOutput", "ZeroLinear", "initialise"]
+__all__ = ["MLP_RATIO", "AdaLNBlock", "AdaLNOutput", "SelfAttention", "ZeroLinear", "initialise", "recompute"]
+
+#: Hidden features of a block's MLP over its width.
+MLP_RATIO = 4
 
 
 class ZeroLinear(nn.Linear):
@@ -20,24 +24,32 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens (b, l, d)."""
+    """Multi-head self-attention over tokens (b, l, d); logits are multiplied by `scale`, 1 / sqrt(features of a head) where it is None."""
+
+    scale: float | None = None
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.head_features = hidden // heads
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class AdaLNBlock(nn.Module):
-    """Attention and MLP, each modulated by a condition vector (b, hidden); the identity at construction."""
+    """Attention and MLP, each modulated by a condition vector (b, hidden); the identity at construction.
 
-    def __init__(self, hidden: int, heads: int, mlp_ratio: int = 4, dropout: float = 0.0) -> None:
+    With `recompute` no activation inside the block is kept for the backward pass, which computes them again.
+    """
+
+    recompute: bool = False
+
+    def __init__(self, hidden: int, heads: int, mlp_ratio: int = MLP_RATIO, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden, elementwise_affine=False)
         self.attention = SelfAttention(hidden, heads)
@@ -47,6 +59,12 @@ class AdaLNBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._forward, x, vector, use_reentrant=False)
+            return again
+        return self._forward(x, vector)
+
+    def _forward(self, x: Tensor, vector: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(nn.functional.silu(vector))[:, None].chunk(6, dim=-1)
         x = torch.addcmul(x, gate1, self.dropout(self.attention(_modulate(self.norm1(x), shift1, scale1))))
         return torch.addcmul(x, gate2, self.dropout(self.mlp(_modulate(self.norm2(x), shift2, scale2))))
@@ -64,6 +82,14 @@ class AdaLNOutput(nn.Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         shift, scale = self.adaln(nn.functional.silu(vector))[:, None].chunk(2, dim=-1)
         return self.out(_modulate(self.norm(x), shift, scale))
+
+
+def recompute(model: nn.Module, on: bool = True) -> None:
+    """Activation checkpointing of every block of a model, switched on or off: less memory for a second forward pass, and the same loss and
+    gradients (dropout draws the same again). It is no part of a model's configuration, and is not saved."""
+    for module in model.modules():
+        if isinstance(module, AdaLNBlock):
+            module.recompute = on
 
 
 def initialise(model: nn.Module) -> None:

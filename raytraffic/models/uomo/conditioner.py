@@ -32,9 +32,10 @@ from raytraffic.types import Condition, Scale, TrafficBatch
 if TYPE_CHECKING:
     from raytraffic.models.uomo.config import UomoConfig
 
-__all__ = ["UomoConditioner"]
+__all__ = ["FIELDS", "NUMBERS", "UomoConditioner"]
 
-_FIELDS = 10
+#: Fields of an entry that its token is made of, and numbers of a window that its vector is made of.
+FIELDS, NUMBERS = 10, 2
 
 
 class UomoConditioner(nn.Module):
@@ -48,14 +49,14 @@ class UomoConditioner(nn.Module):
         volume = config.token[0] * config.token[1] * config.token[2]
         self.clock = ClockEmbedding(config.clock_features)
         self.clock_token = nn.Linear(config.token[0] * config.clock_features, config.hidden)
-        self.field_token = nn.Linear(_FIELDS * config.services * volume, config.hidden)
+        self.field_token = nn.Linear(FIELDS * config.services * volume, config.hidden)
         if "users" in self.contexts:
             self.users_token = ZeroLinear(2 * volume, config.hidden)
         if "poi" in self.contexts:
             self.poi_static = nn.Linear(len(config.poi_categories), config.poi_features)
             self.poi_dynamic = nn.Linear(config.poi_features + config.clock_features, config.poi_features)
             self.poi_token = ZeroLinear(config.poi_features * volume, config.hidden)
-        self.vector = nn.Sequential(nn.Linear(2 + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
+        self.vector = nn.Sequential(nn.Linear(NUMBERS + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
         poi_features = config.poi_features if "poi" in self.contexts else 0
         self.entries = EntryNetwork(config.entries, poi_features) if config.entries else None
 

@@ -17,11 +17,12 @@ from raytraffic.nn.embeddings import HOUR_FEATURES, hour_of_day
 from raytraffic.nn.transformer import ZeroLinear
 from raytraffic.types import Scale, TrafficBatch
 
-__all__ = ["EntryNetwork", "entry_features"]
+__all__ = ["FEATURES", "EntryNetwork", "entry_features"]
 
 _HALF_LIVES = (0.5, 3.0, 12.0)  # hours of the moving averages
 _LATEST = 4  # known residuals that are told one by one
-_FEATURES = 19 + _LATEST + 1 + 6 * len(_HALF_LIVES)
+#: What the network is told of an entry: `entry_features`, the hour and the granularity.
+FEATURES = 19 + _LATEST + 1 + 6 * len(_HALF_LIVES) + HOUR_FEATURES + 1
 _LARGEST = 6.0  # residuals beyond so many spreads say no more
 
 
@@ -33,7 +34,7 @@ class EntryNetwork(nn.Module):
 
     def __init__(self, hidden: int, poi_features: int) -> None:
         super().__init__()
-        self.features = nn.Linear(_FEATURES + HOUR_FEATURES + 1, hidden)
+        self.features = nn.Linear(FEATURES, hidden)
         if poi_features:
             self.poi = ZeroLinear(poi_features, hidden)
         self.layers = nn.Sequential(
