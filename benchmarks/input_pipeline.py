@@ -17,7 +17,7 @@ import tyro
 from measure import PeakMemory, alternate, in_fresh_process, spread, synthetic_store, write_figures
 
 from raytraffic.store import Store, open_store
-from raytraffic.windows import Columns, Windows
+from raytraffic.windows import Columns, Share, Windows
 
 BATCH = 64
 _CHUNK = 1024
@@ -112,7 +112,7 @@ def _through_ray(windows: Windows, steps: int) -> Iterator[Columns]:
     from raytraffic.on_ray.data import training_batches
 
     connect()
-    return training_batches(windows, seed=0, batch=BATCH, rank=0, world=1, begin=0, end=steps)
+    return training_batches(Share(windows, windows.training(seed=0), BATCH, 0, 1, 0, steps))
 
 
 def _in_process(windows: Windows) -> Iterator[Columns]:

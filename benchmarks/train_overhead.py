@@ -25,6 +25,7 @@ from raytraffic.fit import Ema, Optimisation, optimiser, step
 from raytraffic.masks import mixture, named_tasks
 from raytraffic.randomness import derive
 from raytraffic.store import open_store
+from raytraffic.training import initial_model
 from raytraffic.training_log import read_metrics
 from raytraffic.windows import Columns, Windows, windows_for
 
@@ -83,8 +84,6 @@ def _figures(runs: dict[str, list[list[Row]]]) -> dict[str, float]:
 
 def plain(config: TrainConfig) -> list[Row]:
     """The steps of `raytraffic train` without Ray: one process, batches in memory."""
-    from raytraffic.on_ray.train import initial_model
-
     torch.set_num_threads(config.threads)
     store = open_store(config.store)
     chosen = initial_model(config, store)[1]

@@ -21,9 +21,12 @@ from raytraffic.config import (
     PretrainConfig,
     QuickstartConfig,
     ServeConfig,
+    StudyConfig,
     TrainConfig,
+    from_json,
     to_json,
 )
+from raytraffic.files import Location
 
 __all__ = ["main"]
 
@@ -50,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.suite", "run_evaluation"),
     "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
     "serve": Verb(ServeConfig, "raytraffic.on_ray.serve", "serve_checkpoints"),
+    "study": Verb(StudyConfig, "raytraffic.on_ray.study", "study"),
     "pretrain": Verb(PretrainConfig, "raytraffic.on_ray.pretrain", "pretrain"),
     "quickstart": Verb(QuickstartConfig, "raytraffic.on_ray.quickstart", "quickstart"),
 }
@@ -66,9 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     verb = VERBS[words[0]]
     try:
-        config = tyro.cli(verb.config, prog=f"raytraffic {words[0]}", args=words[1:])
+        config = _settings(verb, words[0], words[1:])
     except SystemExit as told:  # --help, or what was wrong, is printed already
         return int(told.code or 0)
+    except ValueError as error:
+        print(f"raytraffic {words[0]}: {error}", file=sys.stderr)
+        return 2
     try:
         print(f"raytraffic {words[0]} {json.dumps(to_json(config))}", flush=True)
         result = verb.run(config)
@@ -83,6 +90,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"raytraffic {words[0]}: done: {result}", flush=True)
     return 0
+
+
+def _settings(verb: Verb, name: str, words: Sequence[str]) -> Any:
+    """The verb's configuration from its options, and from the JSON file that `--config` names where no option is given.
+
+    Raises ValueError for a file that holds no such settings, SystemExit for wrong options.
+    """
+    if "--config" not in words:
+        return tyro.cli(verb.config, prog=f"raytraffic {name}", args=words)
+    at = list(words).index("--config")
+    if at + 1 == len(words):
+        raise ValueError("--config: nothing, expected the path or s3:// URL of a JSON file")
+    file = Location.of(words[at + 1])
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {file}: {error}, expected a JSON file") from None
+    default = from_json(verb.config, found, str(file))
+    return tyro.cli(verb.config, prog=f"raytraffic {name}", args=[*words[:at], *words[at + 2 :]], default=default)
 
 
 def _mistake(error: BaseException) -> str | None:
@@ -102,7 +128,13 @@ def _mistake(error: BaseException) -> str | None:
 
 
 def _overview() -> str:
-    lines = ["usage: raytraffic <verb> [options]; raytraffic <verb> --help lists its options", ""]
+    lines = [
+        "usage: raytraffic <verb> [--config FILE] [options]",
+        "",
+        "raytraffic <verb> --help lists its options; a JSON file of them, as every run keeps in its config.json, may be given with --config,",
+        "and options given beside it count.",
+        "",
+    ]
     lines += [f"  {name:<11} {(verb.config.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()]
     return "\n".join(lines)
 

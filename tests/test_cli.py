@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from raytraffic import cli
 from raytraffic.cli import VERBS, main
-from raytraffic.config import PrepareConfig
+from raytraffic.config import PrepareConfig, to_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -127,11 +128,44 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == "raytraffic prepare: interrupted; the same command goes on where it was\n"
 
 
-@pytest.mark.parametrize("verb", sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py")))
-def test_jobs_are_the_same_verbs(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", [f"{verb}.py", "--help"])
+def test_settings_come_from_a_file_and_options_beside_it_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(cli.Verb, "run", lambda self, config: seen.append(config))
+    kept = PrepareConfig(sources=("synthetic:east?days=2",), out="store", token=(4, 2, 2))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(kept)))
+    assert main(["prepare", "--config", str(tmp_path / "config.json"), "--seed", "3"]) == 0
+    assert seen == [replace(kept, seed=3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "expected a JSON file"),
+        ("{", "expected a JSON file"),
+        ('{"sources": [], "out": "x", "tlie": 3}', "tlie: unknown field"),
+        ('{"sources": [], "out": 3}', "config.json.out: 3, expected"),
+    ],
+)
+def test_a_file_of_other_settings_is_refused(content: str | None, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert main(["prepare", "--config", str(tmp_path / "config.json")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_named_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--config"]) == 2
+    assert "--config: nothing, expected the path" in capsys.readouterr().err
+
+
+JOBS = {path.stem: path.stem for path in (REPOSITORY / "jobs").glob("*.py")} | {"scaling_study": "study"}
+
+
+@pytest.mark.parametrize(("job", "verb"), sorted(JOBS.items()))
+def test_jobs_are_the_same_verbs(job: str, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{job}.py", "--help"])
     with pytest.raises(SystemExit) as told:
-        runpy.run_path(str(REPOSITORY / "jobs" / f"{verb}.py"), run_name="__main__")
+        runpy.run_path(str(REPOSITORY / "jobs" / f"{job}.py"), run_name="__main__")
     assert not told.value.code
     assert f"usage: raytraffic {verb} " in capsys.readouterr().out
 

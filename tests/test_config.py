@@ -26,7 +26,7 @@ def test_options_change_nested_settings_and_nothing_else() -> None:
     ("option", "message"),
     [
         ("entries", r"options: 'entries', expected path=value"),
-        ("width=3", r"options: 'width', expected a setting of UomoConfig, as \['clock_features', "),
+        ("width=3", r"options: 'width', expected a setting of UomoConfig, as \['base_hidden', 'clock_features', "),
         ("forecaster.noise.colour=1", r"options: 'forecaster.noise.colour', expected a setting"),
         ("depth.x=1", r"options: 'depth.x', expected a setting"),
         ("forecaster.prediction=noise", r"options.forecaster.prediction: 'noise', expected: "),

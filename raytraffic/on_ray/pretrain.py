@@ -22,11 +22,12 @@ from raytraffic.on_ray.budget import Plan, choose, optimisation_seconds, seconds
 from raytraffic.on_ray.calibrate import calibrate
 from raytraffic.on_ray.evaluate import evaluate
 from raytraffic.on_ray.prepare import prepare
-from raytraffic.on_ray.train import keep_settings, train
+from raytraffic.on_ray.train import train
 from raytraffic.report.model_card import CityFacts, ModelFacts, model_card
 from raytraffic.sources.open import open_source
 from raytraffic.store import Store, assign, open_store
 from raytraffic.store.splits import PARTS
+from raytraffic.training import keep_settings
 from raytraffic.training_log import read_metrics
 
 __all__ = ["pretrain"]

@@ -19,13 +19,14 @@ from raytraffic.files import Location
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import named_tasks
 from raytraffic.on_ray.evaluate import evaluate
-from raytraffic.on_ray.train import initial_model, train
+from raytraffic.on_ray.train import train
 from raytraffic.report.evaluation import ForecastExample
 from raytraffic.report.examples import forecast_examples, read_examples, write_examples
 from raytraffic.report.figures import Point
 from raytraffic.report.suite import FULL, PRETRAINED, WITHOUT_POI, WITHOUT_USERS, Shot, SuiteResults, suite_report
 from raytraffic.report.tables import Row
 from raytraffic.store import Store, open_store
+from raytraffic.training import initial_model
 from raytraffic.windows import Selection, windows_for
 
 __all__ = ["run_evaluation", "run_suite"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from ray.util.metrics import Gauge
 
+from raytraffic.cost import peak_flops
+
 __all__ = ["TrainMetrics", "model_flops_utilisation"]
 
-#: Dense bf16 floating-point operations a second of one device, by a part of its name (makers' data sheets).
-_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12}
 _TEXTS = {
     "step": "Optimisation steps done.",
     "loss": "Mean training loss since the last report.",
@@ -31,8 +31,9 @@ class TrainMetrics:
             gauge.set_default_tags({"run": run})
 
     def set(self, figures: dict[str, float]) -> None:
-        """Shows figures by name; those that have no gauge are left out."""
-        for name, value in figures.items():
+        """Shows figures by name, and of `flops_per_second` what share that is of the device's; those that have no gauge are left out."""
+        utilisation = model_flops_utilisation(figures.get("flops_per_second", 0.0), 1)
+        for name, value in (figures if utilisation is None else {**figures, "mfu": utilisation}).items():
             if name in self._gauges:
                 self._gauges[name].set(value)
 
@@ -41,6 +42,5 @@ def model_flops_utilisation(flops_per_second: float, devices: int) -> float | No
     """Floating-point operations a second over what `devices` GPUs like this one could do in bf16; None where that is not known."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    peak = next((peak for part, peak in _PEAK.items() if part in name), None)
+    peak = peak_flops(torch.cuda.get_device_name())
     return None if peak is None else flops_per_second / (peak * devices)

@@ -19,13 +19,14 @@ from raytraffic.report.evaluation import ForecastExample
 from raytraffic.report.plots import fan
 from raytraffic.report.style import ACCENT, FORECAST, INK, MUTED, PLOT
 
-__all__ = ["Bars", "Point", "error_curves", "forecast_grid", "shot_bars"]
+__all__ = ["CURVES", "Bars", "Point", "error_curves", "forecast_grid", "legend", "png", "shot_bars"]
 
 _DPI = 150
 _WIDTH, _HEIGHT = 12.0, 2.6  # inches of a picture and of one of its rows
 _LEVELS = (0.1, 0.5, 0.9)
 _RIVALS = ("#7c858e", "#aab2b9", "#d0d6db")
-_CURVES = ((FORECAST, "o"), (ACCENT, "s"), ("#009e73", "^"), ("#cc79a7", "D"), (MUTED, "v"))
+#: Colour and marker of the first, second, ... curve of a panel.
+CURVES = ((FORECAST, "o"), (ACCENT, "s"), ("#009e73", "^"), ("#cc79a7", "D"), (MUTED, "v"), ("#e69f00", "P"), ("#56b4e9", "X"), (INK, "*"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ def forecast_grid(rows: Sequence[Sequence[tuple[str, ForecastExample | None]]], 
                 top = max((ax.get_ylim()[1] for ax, (_, example) in zip(line, panels, strict=True) if example is not None), default=1.0)
                 for ax in line:
                     ax.set_ylim(0, top)
-        _legend(figure)
-        return _png(figure)
+        legend(figure)
+        return png(figure)
 
 
 def _forecast(ax: Axes, title: str, example: ForecastExample | None) -> None:
@@ -91,8 +92,8 @@ def shot_bars(rows: Sequence[Sequence[Bars]], groups: Sequence[str], *, ours: st
         axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for ax, bars in ((ax, bars) for line, panels in zip(axes, rows, strict=True) for ax, bars in zip(line, panels, strict=True)):
             _bars(ax, bars, groups, ours)
-        _legend(figure)
-        return _png(figure)
+        legend(figure)
+        return png(figure)
 
 
 def _bars(ax: Axes, bars: Bars, groups: Sequence[str], ours: str) -> None:
@@ -124,14 +125,14 @@ def error_curves(points: Sequence[Point], rows: Sequence[Sequence[tuple[str, Seq
         for ax in axes[-1]:
             ax.set_xlabel("parameters")
         if len({point.data for point in points}) > 1:
-            _legend(figure)
-        return _png(figure)
+            legend(figure)
+        return png(figure)
 
 
 def _curves(ax: Axes, points: Sequence[Point], errors: Sequence[float]) -> None:
     for i, data in enumerate(dict.fromkeys(point.data for point in points)):
         mine = sorted((point.parameters, error) for point, error in zip(points, errors, strict=True) if point.data == data)
-        colour, marker = _CURVES[i % len(_CURVES)]
+        colour, marker = CURVES[i % len(CURVES)]
         ax.plot(*zip(*mine, strict=True), color=colour, marker=marker, markersize=4.5, label=data or "all data")
     _name_points(ax, points, errors)
     ax.set_xscale("log")
@@ -161,7 +162,7 @@ def _crowded(sizes: Sequence[int]) -> list[bool]:
     return found
 
 
-def _legend(figure: Figure) -> None:
+def legend(figure: Figure) -> None:
     """One legend over all panels."""
     found: dict[str, Artist] = {}
     for ax in figure.axes:
@@ -171,8 +172,8 @@ def _legend(figure: Figure) -> None:
         figure.legend(list(found.values()), list(found), loc="outside upper left", ncols=len(found), handlelength=1.4, columnspacing=1.2)
 
 
-def _png(figure: Figure) -> bytes:
-    """The same figure is the same bytes."""
+def png(figure: Figure) -> bytes:
+    """The figure as PNG; the same figure is the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()

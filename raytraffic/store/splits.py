@@ -82,9 +82,12 @@ def assign(index: StoreIndex, split: Split) -> Assignment:
     return Assignment(**{part: values[index.series] for part, values in ranges.items()})
 
 
-def restrict(index: StoreIndex, assignment: Assignment, cities: Sequence[str], share: float, seed: int) -> Assignment:
-    """The assignment with fewer training places: of `cities` only (all if none is named), and of each city a seeded `share` of
-    them, at least one unless it is 0. Validation keeps to the cities too. ValueError for a city the store does not have."""
+def restrict(
+    index: StoreIndex, assignment: Assignment, cities: Sequence[str], share: float, seed: int, days: float | None = None
+) -> Assignment:
+    """The assignment with fewer training data: of `cities` only (all if none is named), of each city a seeded `share` of the places, at
+    least one unless it is 0, and of each series the last `days`. Validation keeps to the cities too. ValueError for a city the store
+    does not have."""
     unknown = sorted(set(cities) - set(index.cities))
     if unknown:
         raise ValueError(f"cities: {unknown}, expected some of {list(index.cities)}")
@@ -94,8 +97,12 @@ def restrict(index: StoreIndex, assignment: Assignment, cities: Sequence[str], s
     for city in np.unique(index.city[trains]):
         places = np.unique(index.place[trains & (index.city == city)])
         kept[_smallest(index, places, seed, "share", max(1, round(len(places) * share)) if share else 0)] = True
+    train = assignment.train
+    if days is not None:
+        steps = np.round(days * 1440 / index.step_minutes).astype(np.int64)
+        train = np.stack((np.maximum(train[:, 0], train[:, 1] - steps), train[:, 1]), axis=1)
     return Assignment(
-        train=np.where(kept[index.place][:, None], assignment.train, 0) * wanted[:, None],
+        train=np.where(kept[index.place][:, None], train, 0) * wanted[:, None],
         validation=assignment.validation * wanted[:, None],
         test=assignment.test,
     )

@@ -3,6 +3,7 @@
 from raytraffic.windows.collate import to_batch
 from raytraffic.windows.cut import Columns, RunReader, city_columns, cut_windows
 from raytraffic.windows.order import Pool, TrainingOrder, evaluation_windows
+from raytraffic.windows.stream import Share, local_batches
 from raytraffic.windows.view import Selection, Windows, windows_for
 
 __all__ = [
@@ -10,11 +11,13 @@ __all__ = [
     "Pool",
     "RunReader",
     "Selection",
+    "Share",
     "TrainingOrder",
     "Windows",
     "city_columns",
     "cut_windows",
     "evaluation_windows",
+    "local_batches",
     "to_batch",
     "windows_for",
 ]

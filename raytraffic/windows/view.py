@@ -24,7 +24,8 @@ _CACHE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Selection:
-    """Which training places are there: of these cities (all if none is named) a seeded share, at least one a city unless it is 0.
+    """Which training data are there: of these cities (all if none is named) a seeded share of the places, at least one a city unless it
+    is 0, and of each series the last `days`, all if None. What a smaller share or fewer days choose is contained in what larger ones do.
 
     What is measured on training data (profile, reference) is measured on these places; with share 0 every city is new.
     """
@@ -32,10 +33,13 @@ class Selection:
     cities: tuple[str, ...] = ()
     share: float = 1.0
     seed: int = 0
+    days: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share}, expected a share of the training places in [0, 1]")
+        if self.days is not None and not self.days > 0:
+            raise ValueError(f"days: {self.days}, expected a number > 0")
 
 
 _EVERYTHING = Selection()
@@ -74,7 +78,7 @@ class Windows:
     @cached_property
     def statistics(self) -> Statistics:
         """Each city's statistics, measured on the training part that is there."""
-        if self.selection.share == 1:
+        if self.selection.share == 1 and self.selection.days is None:
             return self.store.statistics(self.split)
         store, train = self.store, {"here": self.assignment.train}
         return {city: city_statistics(store.location, store.index, city, train, store.layout)["here"] for city in store.index.cities}

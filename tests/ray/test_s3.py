@@ -47,6 +47,15 @@ def test_prepare_train_and_forecast_in_s3(s3_bucket: str, short_folder: str, tmp
     assert all(committed(Location.of(f"{trained}/{name}")) for name in ("best", "last"))
     assert load_forecaster(f"{trained}/best")[1] == "uomo"
 
+    weights = Location.of(f"{trained}/last/model.safetensors").read_bytes()
+    for lost in ("best", "last", "checkpoints/step-00000010"):  # as if the run had been ended after its first checkpoint
+        Location.of(f"{trained}/{lost}").delete()
+    run(short_folder, "train", "--store", store, "--out", trained, *settings)
+    assert Location.of(f"{trained}/last/model.safetensors").read_bytes() == weights
+    assert len(Location.of(f"{trained}/ray").list()) == 2 and committed(Location.of(f"{trained}/checkpoints/step-00000010"))
+    events = [child.name for child in Location.of(f"{trained}/tensorboard").list()]
+    assert any(name.endswith(".from-5") for name in events), events  # the second launch went on, it did not begin again
+
     request = ["--hours", "6", "--draws", "2", "--steps", "2", "--workers", "1"]
     run(short_folder, "forecast", "--checkpoint", f"{trained}/best", "--store", store, "--out", forecast, *request)
     manifest = json.loads(Location.of(f"{forecast}/manifest.json").read_bytes())

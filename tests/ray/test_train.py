@@ -21,6 +21,7 @@ from raytraffic.cli import main
 from raytraffic.config import TrainConfig, to_json
 from raytraffic.files import Location
 from raytraffic.on_ray.train import train
+from raytraffic.training import train_alone
 from raytraffic.training_log import read_metrics
 from tests.ray.conftest import CLUSTER, settings
 
@@ -57,6 +58,11 @@ def test_a_finished_run_is_not_trained_again(prepared: Path, trained: Path) -> N
     files = {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")}
     assert train(settings(prepared, trained)) == Location.of(trained / "best")
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.safetensors")} == files
+
+
+def test_a_run_without_ray_learns_the_same(prepared: Path, trained: Path, tmp_path: Path) -> None:
+    train_alone(settings(prepared, tmp_path))
+    assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in weights(trained).items())
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("learning_rate", 2e-3), ("batch", 16), ("split", "place"), ("steps", 50)])

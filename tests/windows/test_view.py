@@ -104,3 +104,22 @@ def test_a_selection_that_cannot_be(store: Store) -> None:
         Selection(share=1.5)
     with pytest.raises(ValueError, match=r"cities: \['gamma'\], expected some of \['alpha', 'beta'\]"):
         _ = Windows(store, "time", 8, selection=Selection(("gamma",))).assignment
+
+
+def test_fewer_days_are_the_last_of_every_series_and_contained_in_more(store: Store) -> None:
+    ranges = {days: Windows(store, "all", 8, selection=Selection(days=days)).assignment.train for days in (1.0, 2.0, None)}
+    whole = ranges[None]
+    steps = 1440 // store.index.step_minutes
+    assert (ranges[1.0][:, 1] == whole[:, 1]).all() and (ranges[2.0][:, 1] == whole[:, 1]).all()
+    assert (ranges[1.0][:, 0] == whole[:, 1] - steps).all()
+    assert (ranges[2.0][:, 0] == whole[:, 1] - 2 * steps).all() and (whole[:, 0] < ranges[2.0][:, 0]).all()
+
+
+def test_statistics_are_measured_on_the_chosen_days_only(store: Store) -> None:
+    few = Windows(store, "all", 8, selection=Selection(days=1.0)).statistics
+    assert few["alpha"] != store.statistics("all")["alpha"]
+
+
+def test_a_number_of_days_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="days: 0, expected a number > 0"):
+        Selection(days=0)

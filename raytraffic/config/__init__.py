@@ -1,0 +1,26 @@
+"""What a run is: one frozen dataclass a verb, and strict conversion of any frozen dataclass to JSON and back."""
+
+from raytraffic.config.conversion import from_json, to_json, with_options
+from raytraffic.config.data import PrepareConfig, QuickstartConfig
+from raytraffic.config.evaluation import CalibrateConfig, EvaluateConfig, UomoTables
+from raytraffic.config.forecasting import ForecastConfig, ServeConfig
+from raytraffic.config.study import StudyConfig
+from raytraffic.config.training import FinetuneConfig, PretrainConfig, SplitName, TrainConfig
+
+__all__ = [
+    "CalibrateConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "ForecastConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "QuickstartConfig",
+    "ServeConfig",
+    "SplitName",
+    "StudyConfig",
+    "TrainConfig",
+    "UomoTables",
+    "from_json",
+    "to_json",
+    "with_options",
+]
