@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 
 from raytraffic.files import Location
 
-__all__ = ["TrainingLog", "read_metrics"]
+__all__ = ["TrainingLog", "optimisation_seconds", "read_metrics"]
 
 _COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "windows_per_second", "data_wait_share", "validation_loss", "wall")
 _SCHEMA = pa.schema([(name, pa.int64() if name == "step" else pa.float64()) for name in _COLUMNS])
@@ -62,3 +64,9 @@ def read_metrics(out: Location) -> list[dict[str, float]]:
     """The rows of a run's metrics table so far; none before the first was written."""
     path = out.child("metrics.parquet")
     return path.read_table().to_pylist() if path.exists() else []
+
+
+def optimisation_seconds(rows: Sequence[dict[str, float]], batch: int) -> float:
+    """The seconds that the steps of a metrics table took, validation and checkpoints left out."""
+    steps = pairwise([0.0, *(row["step"] for row in rows)])
+    return sum((step - before) * batch / row["windows_per_second"] for (before, step), row in zip(steps, rows, strict=True))

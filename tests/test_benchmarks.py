@@ -108,3 +108,14 @@ def test_fleet(tmp_path: Path) -> None:
 def test_preparation(tmp_path: Path) -> None:
     figures = figures_of("preparation.py", tmp_path)
     assert figures.keys() >= {"cities_per_s_1_cpu", "cities_per_s_2_cpus", "scaling_2_cpus", "peak_mb_2_cpus"}
+
+
+@pytest.mark.slow
+def test_study_overhead(tmp_path: Path) -> None:
+    figures = figures_of("study_overhead.py", tmp_path)
+    assert figures.keys() == {"overhead_1_cpus", "loops_1_cpus_s", "overhead_2_cpus", "loops_2_cpus_s", "task_s", "ray_train_s"}
+
+
+@pytest.mark.slow
+def test_decisions(tmp_path: Path) -> None:
+    assert figures_of("decisions.py", tmp_path, may_be_none=tuple(f"deployment_{name}_gap" for name in ("plain", "types", "cvar")))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from raytraffic.models.uomo.config import POI_CATEGORIES as UOMO_CATEGORIES
 from raytraffic.sources.faulty import Refused
 from raytraffic.sources.gridding import CellGrid, LocalPlane, count_in_cells, count_within
 from raytraffic.sources.sheet import Columns, Sheet, Table
@@ -48,24 +49,6 @@ LSDM_CATEGORIES = (
     "Education",
     "Landmark",
     "Other",
-)
-#: UoMo, Table 7, in its order and spelling.
-UOMO_CATEGORIES = (
-    "Shopping",
-    "Enterprise",
-    "Restaurant",
-    "Local Living",
-    "Transportation",
-    "Public Health",
-    "Automobile",
-    "Physical facilities",
-    "Accommodation",
-    "Finance",
-    "Government organs",
-    "Education",
-    "Business",
-    "Public facilities",
-    "scenic spot",
 )
 #: At 1,000 km from the centre the plane stretches distances by 0.4 %; beyond, points and sites are not of one region.
 _REGION_METRES = 1e6

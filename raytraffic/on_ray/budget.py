@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from raytraffic.config import TrainConfig
 from raytraffic.files import Location
 from raytraffic.on_ray.train import train
-from raytraffic.training_log import read_metrics
+from raytraffic.training_log import optimisation_seconds, read_metrics
 
-__all__ = ["ENOUGH", "MOST", "TIMED", "Plan", "choose", "optimisation_seconds", "seconds_per_step", "steps_within"]
+__all__ = ["ENOUGH", "MOST", "TIMED", "Plan", "choose", "seconds_per_step", "steps_within"]
 
 #: Steps of a timed run; no run is planned shorter.
 TIMED = 60
@@ -60,12 +59,6 @@ def seconds_per_step(config: TrainConfig) -> float:
     seconds = optimisation_seconds(rows, config.batch) - optimisation_seconds(rows[:1], config.batch)
     timing.delete()
     return seconds / (TIMED - rows[0]["step"])
-
-
-def optimisation_seconds(rows: Sequence[dict[str, float]], batch: int) -> float:
-    """The seconds that the steps of a metrics table took, validation and checkpoints left out."""
-    steps = pairwise([0.0, *(row["step"] for row in rows)])
-    return sum((step - before) * batch / row["windows_per_second"] for (before, step), row in zip(steps, rows, strict=True))
 
 
 def _fitting(seconds: float, minutes: float) -> int:

@@ -18,7 +18,7 @@ from raytraffic import __version__, registry
 from raytraffic.checkpoint import CARD, committed, copy_forecaster, load_forecaster, read_committed, save_card
 from raytraffic.config import CalibrateConfig, EvaluateConfig, PrepareConfig, PretrainConfig, TrainConfig, from_json, to_json
 from raytraffic.files import Location
-from raytraffic.on_ray.budget import Plan, choose, optimisation_seconds, seconds_per_step
+from raytraffic.on_ray.budget import Plan, choose, seconds_per_step
 from raytraffic.on_ray.calibrate import calibrate
 from raytraffic.on_ray.evaluate import evaluate
 from raytraffic.on_ray.prepare import prepare
@@ -28,7 +28,7 @@ from raytraffic.sources.open import open_source
 from raytraffic.store import Store, assign, open_store
 from raytraffic.store.splits import PARTS
 from raytraffic.training import keep_settings
-from raytraffic.training_log import read_metrics
+from raytraffic.training_log import optimisation_seconds, read_metrics
 
 __all__ = ["pretrain"]
 

@@ -22,7 +22,7 @@ from raytraffic.on_ray.train import train
 from raytraffic.report.study import study_report
 from raytraffic.study import write_runs
 from raytraffic.training import train_alone
-from raytraffic.training.study import PlannedRun, carry_out, hours, plan, read_row, write_row
+from raytraffic.training.study import PlannedRun, carry_out, hours, plan, planned_columns, read_row, write_row
 
 __all__ = ["study"]
 
@@ -95,27 +95,7 @@ def _several_workers(run: PlannedRun) -> dict[str, Any]:
 
 def failed_row(run: PlannedRun, attempts: int, error: BaseException) -> dict[str, Any]:
     """What stands in the table of a run that failed every time: what it was to be, and the last line of why it is not."""
-    config = run.config
-    return {
-        "run": run.address,
-        "status": "failed",
-        "error": str(error).strip().splitlines()[-1],
-        "attempts": attempts,
-        "model": config.model,
-        "size": config.preset,
-        "depth": run.depth,
-        "hidden": run.hidden,
-        "seed": config.seed,
-        "share": config.share,
-        "days": config.days,
-        "cities": list(config.cities),
-        "places": run.places,
-        "steps": config.steps,
-        "batch": config.batch,
-        "parameters": run.cost.parameters,
-        "data_tokens": run.data_tokens,
-        "config": json.dumps(to_json(config), sort_keys=True),
-    }
+    return planned_columns(run) | {"status": "failed", "error": str(error).strip().splitlines()[-1], "attempts": attempts}
 
 
 def show(config: StudyConfig, planned: list[PlannedRun]) -> None:

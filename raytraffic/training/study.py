@@ -29,10 +29,10 @@ from raytraffic.store import Store, open_store
 from raytraffic.study import centred_grid
 from raytraffic.training.heldout import Heldout
 from raytraffic.training.settings import FREE, asked_share, model_config, selected_windows
-from raytraffic.training_log import read_metrics
+from raytraffic.training_log import optimisation_seconds, read_metrics
 from raytraffic.windows import windows_for
 
-__all__ = ["PlannedRun", "carry_out", "hours", "plan", "read_row", "write_row"]
+__all__ = ["PlannedRun", "carry_out", "hours", "plan", "planned_columns", "read_row", "write_row"]
 
 _ROW = "row.json"
 
@@ -190,18 +190,35 @@ def carry_out(run: PlannedRun, train: Callable[[TrainConfig], Location]) -> dict
     told, whole = selected_windows(config, store, chosen), windows_for(store, config.split, chosen)
     scored = run.heldout.figures(model, told, whole, config)
     log = read_metrics(out)
-    seconds = sum(
-        (row["step"] - before) * config.batch / row["windows_per_second"]
-        for row, before in zip(log, [0, *(row["step"] for row in log)], strict=False)
-    )
+    seconds = optimisation_seconds(log, config.batch)
     curve = [(int(row["step"]), row["validation_loss"]) for row in log if row["validation_loss"] is not None]
     rate = config.steps * config.batch / seconds
     device = torch.cuda.get_device_name() if config.gpu else "cpu"
     peak = peak_flops(device)
-    return {
-        "run": run.address,
+    return planned_columns(run) | {
         "status": "done",
         "error": None,
+        "loop_s": seconds,
+        "wall_s": time.monotonic() - began,
+        "device": device,
+        "devices": config.workers,
+        "windows_per_second": rate,
+        "tokens_per_second": rate * run.window_tokens,
+        "mfu": None if peak is None else rate * run.cost.training_flops / (peak * config.workers),
+        "train_loss": log[-1]["loss"],
+        "validation_loss": min((loss for _, loss in curve), default=math.nan),
+        "best_step": min(curve, key=lambda point: point[1])[0] if curve else config.steps,
+        "curve_step": [step for step, _ in curve],
+        "curve_loss": [loss for _, loss in curve],
+        **scored,
+    }
+
+
+def planned_columns(run: PlannedRun) -> dict[str, Any]:
+    """What a row (raytraffic.study.table) says of a run before it has begun."""
+    config = run.config
+    return {
+        "run": run.address,
         "model": config.model,
         "size": config.preset,
         "depth": run.depth,
@@ -220,20 +237,7 @@ def carry_out(run: PlannedRun, train: Callable[[TrainConfig], Location]) -> dict
         "tokens": run.tokens,
         "passes": config.steps * config.batch / run.windows,
         "flops": run.flops,
-        "loop_s": seconds,
-        "wall_s": time.monotonic() - began,
-        "device": device,
-        "devices": config.workers,
-        "windows_per_second": rate,
-        "tokens_per_second": rate * run.window_tokens,
-        "mfu": None if peak is None else rate * run.cost.training_flops / (peak * config.workers),
-        "train_loss": log[-1]["loss"],
-        "validation_loss": min((loss for _, loss in curve), default=math.nan),
-        "best_step": min(curve, key=lambda point: point[1])[0] if curve else config.steps,
-        "curve_step": [step for step, _ in curve],
-        "curve_loss": [loss for _, loss in curve],
         "config": json.dumps(to_json(config), sort_keys=True),
-        **scored,
     }
 
 

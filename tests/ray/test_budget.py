@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from raytraffic.on_ray.budget import ENOUGH, MOST, TIMED, Plan, choose, optimisation_seconds
+from raytraffic.on_ray.budget import ENOUGH, MOST, TIMED, Plan, choose
+from raytraffic.training_log import optimisation_seconds
 
 SPEEDS = {"5m": 3.0, "small": 0.5, "tiny": 0.05}
 

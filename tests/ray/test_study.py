@@ -101,6 +101,16 @@ def test_a_dry_run_prints_every_run_and_leaves_nothing(prepared: Path, tmp_path:
 
 
 @pytest.mark.slow
+def test_runs_of_two_workers_that_share_the_model_give_the_same_rows(prepared: Path, studied: Path, tmp_path: Path) -> None:
+    sharded = settings(prepared, tmp_path, sizes=("w24",), shares=(1.0,), workers=2, cpus_per_run=0.5)
+    study(replace(sharded, training=(*sharded.training, "shard=fsdp")))
+    ((run, row),) = rows(tmp_path).items()
+    alone = rows(studied)[run]  # workers and sharding are no part of what a run is
+    assert row["devices"] == 2 and row["in_loss"] == pytest.approx(alone["in_loss"], rel=1e-3)
+    assert row["curve_loss"] == pytest.approx(alone["curve_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_study_killed_in_the_middle_goes_on_to_the_same_rows(prepared: Path, studied: Path, short_folder: str, tmp_path: Path) -> None:
     wanted = settings(prepared, tmp_path / "out")
     (tmp_path / "study.json").write_text(json.dumps({name: getattr(wanted, name) for name in vars(wanted)}))
@@ -119,5 +129,7 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_rows(prepared: Path, s
     study(wanted)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     unlike = {"config"}  # says where the run lies
-    mine, theirs = ({run: {k: v for k, v in row.items() if k not in unlike} for run, row in rows(out).items()} for out in (tmp_path / "out", studied))
+    mine, theirs = (
+        {run: {k: v for k, v in row.items() if k not in unlike} for run, row in rows(out).items()} for out in (tmp_path / "out", studied)
+    )
     assert all(mine[run] == theirs[run] for run in mine if run in theirs)
