@@ -119,3 +119,12 @@ def test_study_overhead(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_decisions(tmp_path: Path) -> None:
     assert figures_of("decisions.py", tmp_path, may_be_none=tuple(f"deployment_{name}_gap" for name in ("plain", "types", "cvar")))
+
+
+def test_scaling_fits(tmp_path: Path) -> None:
+    """Exact numbers again but for the coverage, of which a quick run has three trials."""
+    grids = [f"{law}_{grid}" for law in ("chinchilla", "asymmetric") for grid in ("narrow", "wide", "wide_drifting")]
+    biases = tuple(f"{grid}_{what}" for grid in grids for what in ("exponent_bias", "approach_3_exponent_bias"))
+    figures = figures_of("scaling_fits.py", tmp_path, may_be_none=biases)
+    assert max(figures["chinchilla_error"], figures["chinchilla_replicated_error"]) < 1e-9
+    assert figures["asymmetric_wide_optimum_ratio"] > 1.2

@@ -8,13 +8,15 @@ the fit is close to a least-absolute-deviation one, and any curve between two se
 A resample gives the configurations weights w ~ Dirichlet(1, ..., 1) (Rubin 1981; Xu et al. 2020, "Applications of the
 fractional-random-weight bootstrap") and fits again, from the fit of all. Unlike drawing with replacement no resample loses a
 size or an amount of data, on which five constants of a dozen configurations cannot rest. Intervals are percentiles, moved
-outwards to Phi(-t) with t of Student's distribution with (configurations - constants) degrees of freedom instead of the normal one
-(Hesterberg 2015, section 4.2, expanded percentiles): that is what a dozen configurations need to cover. `benchmarks/scaling_fits.py`
-measures the coverage.
+outwards to Phi(-t sqrt(1 + q p / (n - p))) for n configurations and p constants (Hesterberg 2015, section 4.2, expanded
+percentiles: t of Student's distribution with n - p degrees of freedom, and residuals that the fit itself has shrunk). q is the share
+of residuals, beyond the p that any such fit meets exactly, below delta: a least-absolute-deviation fit spreads enough of itself, a
+least-squares fit does not. `benchmarks/scaling_fits.py` measures the coverage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -48,6 +50,7 @@ class Bootstrap(Generic[Law]):
     laws: tuple[Law, ...]
     residuals: NDArray[np.float64]
     constants: int
+    delta: float
 
     @property
     def freedom(self) -> int:
@@ -63,7 +66,10 @@ class Bootstrap(Generic[Law]):
         """The expanded percentiles of a quantity's `values` (r,), one a refit; ValueError for a level outside (0, 1)."""
         if not 0 < level < 1:
             raise ValueError(f"level: {level}, expected a number in (0, 1)")
-        tail = float(norm.cdf(t.ppf((1 - level) / 2, self.freedom)))
+        met = int((np.abs(self.residuals) <= self.delta).sum())
+        squared = max(met - self.constants, 0) / self.freedom
+        shrunk = math.sqrt(1 + squared * self.constants / self.freedom)
+        tail = float(norm.cdf(shrunk * t.ppf((1 - level) / 2, self.freedom)))
         low, high = np.quantile(values, [tail, 1 - tail], method="closest_observation")  # an infinite optimum is never averaged
         return float(low), float(high)
 
@@ -76,7 +82,7 @@ def bootstrap_power_law(
     fitted, refitted = _resampled(sample, resamples, seed, delta)
     law = PowerLaw.rows(fitted)[0]
     residuals = np.log(sample.loss) - np.log(law.predict(sample.x[:, 0]))
-    return Bootstrap(law=law, laws=tuple(PowerLaw.rows(refitted)), residuals=residuals, constants=3)
+    return Bootstrap(law=law, laws=tuple(PowerLaw.rows(refitted)), residuals=residuals, constants=3, delta=delta)
 
 
 def bootstrap_parametric_law(
@@ -87,7 +93,7 @@ def bootstrap_parametric_law(
     fitted, refitted = _resampled(sample, resamples, seed, delta)
     law = ParametricLaw.rows(fitted)[0]
     residuals = np.log(sample.loss) - np.log(law.predict(sample.x[:, 0], sample.x[:, 1]))
-    return Bootstrap(law=law, laws=tuple(ParametricLaw.rows(refitted)), residuals=residuals, constants=5)
+    return Bootstrap(law=law, laws=tuple(ParametricLaw.rows(refitted)), residuals=residuals, constants=5, delta=delta)
 
 
 def _resampled(sample: Sample, resamples: int, seed: int, delta: float) -> tuple[PowerSums, PowerSums]:
