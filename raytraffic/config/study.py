@@ -59,8 +59,8 @@ class StudyConfig:
     """Times a run is tried before it is reported as failed."""
     dry_run: bool = False
     """Print the plan only."""
-    device_flops: float | None = None
-    """FLOPs a second that one device does at its peak, for the predicted hours (H100 in bf16: 989e12)."""
+    device: str | None = None
+    """The device that hours and cost are predicted for: H200, H100, A100, A10G, L40S or L4, or its peak in FLOPs a second as a number."""
     utilisation: float = 0.4
     """Share of it that training reaches."""
     price_per_hour: float = 0.0

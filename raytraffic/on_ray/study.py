@@ -101,12 +101,12 @@ def failed_row(run: PlannedRun, attempts: int, error: BaseException) -> dict[str
 def show(config: StudyConfig, planned: list[PlannedRun]) -> None:
     """Prints every planned run with what it costs; predicted hours and money where the device is described."""
     table = Table(title=f"{len(planned)} runs on {config.store}", title_justify="left")
-    priced = config.device_flops is not None
+    priced = config.device is not None
     for name in [*_COLUMNS, "device-hours", "cost"] if priced else _COLUMNS:
         table.add_column(name, justify="right")
     total = 0.0
     for run in planned:
-        spent = hours(run, config.device_flops or 1.0, config.utilisation)
+        spent = 0.0 if config.device is None else hours(run, config.device, config.utilisation)
         total += spent
         cells = [
             run.config.preset,

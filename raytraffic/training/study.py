@@ -252,6 +252,12 @@ def read_row(run: PlannedRun) -> dict[str, Any] | None:
     return json.loads(file.read_bytes()) if file.exists() else None
 
 
-def hours(run: PlannedRun, device_flops: float, utilisation: float) -> float:
-    """Device-hours that a run's training takes at a share of a device's peak."""
-    return run.flops / (device_flops * utilisation) / 3600
+def hours(run: PlannedRun, device: str, utilisation: float) -> float:
+    """Device-hours that a run's training takes at a share of a device's peak; ValueError for a device of no known peak."""
+    peak = peak_flops(device)
+    if peak is None:
+        try:
+            peak = float(device)
+        except ValueError:
+            raise ValueError(f"device: {device!r}, expected a known GPU, as H100, or its peak in FLOPs a second") from None
+    return run.flops / (peak * utilisation) / 3600

@@ -94,10 +94,12 @@ def test_a_run_that_fails_is_tried_again_and_stands_in_the_table(prepared: Path,
 
 
 def test_a_dry_run_prints_every_run_and_leaves_nothing(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study(settings(prepared, tmp_path / "out", dry_run=True, device_flops=1e12, price_per_hour=3600.0))
+    study(settings(prepared, tmp_path / "out", dry_run=True, device="1e12", price_per_hour=3600.0))
     told = capsys.readouterr().out
     assert told.count("w16") == 2 and told.count("w24") == 2 and "4 runs" in told and "device-hours" in told
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="device: 'abacus', expected a known GPU"):
+        study(settings(prepared, tmp_path / "out", dry_run=True, device="abacus"))
 
 
 @pytest.mark.slow
