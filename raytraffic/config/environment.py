@@ -15,7 +15,7 @@ __all__ = ["ContrastConfig", "EmbedConfig", "ScenesConfig"]
 class ScenesConfig:
     """Which sites there are, and where their images and texts come from."""
 
-    sites: tuple[str, ...] = ()
+    sites: tuple[str, ...]
     """Where sites are: tables (CSV or Parquet: city, unique_id, lat, lon, and a column poi:<category> for each count that is known), and
     synthetic cities as in `prepare`, e.g. synthetic:east?grid=8x8."""
     tiles: str = "synthetic"
