@@ -48,8 +48,8 @@ class StudyConfig:
     """Windows of the test part that are scored a task and domain."""
     draws: int = 16
     sampler_steps: int = 10
-    metric: str = "in_loss"
-    """The held-out figure that the laws are fitted to, a column of the table: in_loss, in_short_crps, out_long_rmse, ..."""
+    metrics: tuple[str, ...] = ("in_loss", "out_loss")
+    """The held-out figures that laws are fitted to, columns of the table: in_loss, in_short_crps, out_long_rmse, ..."""
     cpus_per_run: float = 1
     """CPUs a run reserves; as many runs go at once as the cluster has."""
     workers: int = 1
@@ -69,7 +69,7 @@ class StudyConfig:
     """Seed of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name in ("sizes", "shares", "steps", "seeds", "tasks"):
+        for name in ("sizes", "shares", "steps", "seeds", "tasks", "metrics"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}: {values}, expected one or more, all different")

@@ -46,7 +46,7 @@ def study(config: StudyConfig) -> Location:
         ordered = [rows[run.address] for run in planned]
         out.child("config.json").write_bytes(json.dumps(to_json(config), indent=1).encode())
         write_runs(out, ordered)
-        study_report(out, metric=config.metric, budgets=config.flops, seed=config.seed, settings=to_json(config))
+        study_report(out, metrics=config.metrics, budgets=config.flops, seed=config.seed, settings=to_json(config))
     failed = [row for row in ordered if row["status"] == "failed"]
     if failed:
         told = "; ".join(f"{row['size']} share {row['share']} seed {row['seed']}: {row['error']}" for row in failed[:3])

@@ -20,6 +20,7 @@ from raytraffic.report.html import Cell, Column, Folded, Gallery, Group, Part, P
 from raytraffic.report.scaling_plots import Panel, scaling_curves
 from raytraffic.study import (
     DOMAINS,
+    EXPONENTS,
     TASKS,
     Bootstrap,
     Interval,
@@ -73,29 +74,28 @@ class _Study:
         return found.data if self.axis == "data_tokens" else found.tokens
 
 
-def study_report(out: Location, *, metric: str, budgets: Sequence[float], seed: int, settings: Mapping[str, Any]) -> Location:
+def study_report(out: Location, *, metrics: Sequence[str], budgets: Sequence[float], seed: int, settings: Mapping[str, Any]) -> Location:
     """Reads `runs.parquet` of a study's folder and writes its pictures and page there; a law that the runs cannot carry says why.
 
     Raises ValueError for a metric that the table does not have.
     """
     table = read_runs(out)
-    if metric not in table.column_names:
-        raise ValueError(f"metric: {metric!r}, expected a column of {out}/runs.parquet, as in_loss or out_short_crps")
+    for metric in metrics:
+        if metric not in table.column_names:
+            raise ValueError(f"metrics: {metric!r}, expected columns of {out}/runs.parquet, as in_loss or out_short_crps")
     done = table.filter(pc.equal(table["status"], "done"))
-    study = _Study(table=table, done=done, metric=metric, budgets=tuple(budgets), seed=seed)
-    sections = [Section("Summary", [Text(_summary(study), lead=True)])]
-    if len(done):
-        sections += [
-            Section("Size and data", [Gallery(_pictures(study, out), wide=True)]),
-            Section("Laws", _laws(study)),
-            Section("Where the laws do not hold", _limits(study)),
-        ]
+    measured = [metric for metric in metrics if len(done) and not done[metric].null_count]
+    studies = [_Study(table=table, done=done, metric=metric, budgets=tuple(budgets), seed=seed) for metric in measured]
+    sections = [Section("Summary", [Text(_summary(table, done, studies), lead=True)])]
+    if studies:
+        sections.append(Section("Size and data", [Gallery(_pictures(studies[0], out), wide=True)]))
+        sections += [Section(f"Laws of {study.metric}", _laws(study)) for study in studies]
+        sections.append(Section("Where the laws do not hold", _limits(studies)))
     sections += [Section("Runs", [_runs(table)]), Section("Settings", [Folded("All settings", [_settings(settings)])])]
     return write_report(out.child("report.html"), "Scaling study", sections)
 
 
-def _summary(study: _Study) -> list[str]:
-    table, done = study.table, study.done
+def _summary(table: pa.Table, done: pa.Table, studies: Sequence[_Study]) -> list[str]:
     failed = len(table) - len(done)
     told = [
         f"{len(done)} of {len(table)} runs finished" + (f"; {failed} failed and stand in the table with the reason." if failed else ".")
@@ -106,10 +106,9 @@ def _summary(study: _Study) -> list[str]:
             f" {len(sizes)} sizes from {sizes[0]:,} to {sizes[-1]:,} parameters, {len(pc.unique(done['data_tokens']))} amounts of data, "
             f"{len(pc.unique(done['seed']))} seeds; {pc.sum(done['flops']).as_py():.3g} FLOPs in {hours:.2f} hours of training loops."
         )
-        told += [
-            amount.reason[0].upper() + amount.reason[1:] + f" ({amount.data_tokens:,} distinct tokens)."
-            for amount in data_limited(done, metric=study.metric)
-        ]
+    for study in studies:
+        helped = [f"{amount.largest_helpful:,} on {amount.data_tokens:,} tokens" for amount in data_limited(done, metric=study.metric)]
+        told.append(f"{study.metric}: the largest number of parameters that still helped was {', '.join(helped)}.")
     return told
 
 
@@ -163,25 +162,36 @@ def _laws(study: _Study) -> list[Part]:
     ]
     try:
         joint = bootstrap_parametric_law(everything.parameters, study.amounts(everything), everything.loss, seed=study.seed)
-        parts.append(_joint_table(joint))
+        parts.append(_joint_table(joint, optimal=study.axis == "tokens"))
+        told += _undetermined(joint.law)
     except ValueError as error:
         joint = None
         told.append(f"No joint law L(N, D): {error}.")
     parts.append(_power_laws(study))
     if study.budgets and joint is not None:
         parts += _isoflop(study, everything, joint.law)
-    return [Text(told), *parts]
+    return [Text(told), *parts, *_extrapolation(study)]
 
 
-def _joint_table(boot: Bootstrap[ParametricLaw]) -> Table:
+def _undetermined(law: ParametricLaw) -> list[str]:
+    """Which constants the runs leave at an end of what a fit may try."""
+    low, high = EXPONENTS
+    at_end = ["E at 0"] if law.E == 0 else []
+    for name, value in (("alpha", law.alpha), ("beta", law.beta)):
+        at_end += [f"{name} at {value:g}" for end in (low, high) if math.isclose(value, end, rel_tol=1e-3)]
+    return [f"Do not read these as constants of nature: {', '.join(at_end)}, an end of the range that was tried."] if at_end else []
+
+
+def _joint_table(boot: Bootstrap[ParametricLaw], *, optimal: bool) -> Table:
     quantities: dict[str, Callable[[ParametricLaw], float]] = {
         "E, the loss that no size and no data removes": lambda law: law.E,
         "log A": lambda law: math.log(law.A),
         "alpha, exponent of the parameters": lambda law: law.alpha,
         "log B": lambda law: math.log(law.B),
         "beta, exponent of the data": lambda law: law.beta,
-        "a, exponent of the optimal size in the budget": lambda law: law.a,
     }
+    if optimal:
+        quantities["a, exponent of the optimal size in the budget"] = lambda law: law.a
     rows = [_interval_row(name, boot.interval(quantity)) for name, quantity in quantities.items()]
     spread = float(np.std(boot.residuals))
     caption = f"L(N, D) = E + A N^-alpha + B D^-beta (Chinchilla's approach 3); log losses deviate from it by {spread:.3f}"
@@ -238,21 +248,25 @@ def _isoflop(study: _Study, found: Points, law: ParametricLaw) -> list[Part]:
     return [Table(caption="Parabolas of equal FLOPs (approach 2)", columns=columns, groups=[Group(label="", rows=rows)]), Text([told])]
 
 
-def _limits(study: _Study) -> list[Part]:
-    """Amounts of data that do not feed larger models, runs that had not converged or over-fitted, and the extrapolation check."""
-    named = {row["run"]: f"{row['size']}, {row['data_tokens']:,} tokens, seed {row['seed']}" for row in study.done.to_pylist()}
-    amounts: list[list[Cell]] = [
-        [f"{amount.data_tokens:,}", amount.largest_helpful, "yes" if amount.limited else "no", amount.reason]
-        for amount in data_limited(study.done, metric=study.metric)
-    ]
+def _limits(studies: Sequence[_Study]) -> list[Part]:
+    """Amounts of data that do not feed larger models, and runs that had not converged or over-fitted."""
+    done = studies[0].done
+    named = {row["run"]: f"{row['size']}, {row['data_tokens']:,} tokens, seed {row['seed']}" for row in done.to_pylist()}
     columns = [Column(name=name) for name in ("distinct tokens", "largest size that helped", "data-limited", "why")]
-    parts: list[Part] = [Table(caption="Do more parameters help?", columns=columns, groups=[Group(label="", rows=amounts)])]
-    for title, flags in (("Runs that had not converged", not_converged(study.done)), ("Runs that over-fitted", over_fitted(study.done))):
+    parts: list[Part] = []
+    for study in studies:
+        amounts: list[list[Cell]] = [
+            [f"{amount.data_tokens:,}", amount.largest_helpful, "yes" if amount.limited else "no", amount.reason]
+            for amount in data_limited(done, metric=study.metric)
+        ]
+        caption = f"Do more parameters help {study.metric}?"
+        parts.append(Table(caption=caption, columns=columns, groups=[Group(label="", rows=amounts)]))
+    for title, flags in (("Runs that had not converged", not_converged(done)), ("Runs that over-fitted", over_fitted(done))):
         rows: list[list[Cell]] = [[named[flag.run], flag.reason] for flag in flags if flag.flagged]
         head = f"{title}: {len(rows)} of {len(flags)}"
         table = Table(caption=head, columns=[Column(name="run"), Column(name="why")], groups=[Group(label="", rows=rows)])
         parts.append(Folded(head, [table]) if rows else Text([head + "."]))
-    return [*parts, *_extrapolation(study)]
+    return parts
 
 
 def _extrapolation(study: _Study) -> list[Part]:

@@ -17,11 +17,13 @@ from raytraffic.study.laws import (
 )
 from raytraffic.study.regions import DataAmount, Flag, beyond_data, data_limited, not_converged, over_fitted
 from raytraffic.study.table import DOMAINS, SCHEMA, TASK_METRICS, TASKS, Points, finished, points, read_runs, write_runs
+from raytraffic.study.variable_projection import EXPONENTS
 
 __all__ = [
     "CHINCHILLA",
     "CHINCHILLA_REPLICATED",
     "DOMAINS",
+    "EXPONENTS",
     "SCHEMA",
     "TASKS",
     "TASK_METRICS",

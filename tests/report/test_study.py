@@ -57,7 +57,7 @@ def page(folder: Path, rows: list[dict[str, Any]], **changed: Any) -> str:
     """The page of a table of runs."""
     out = Location.of(folder)
     write_runs(out, rows)
-    given = {"metric": "in_loss", "budgets": (), "seed": 0, "settings": {"store": "somewhere"}}
+    given = {"metrics": ("in_loss", "out_loss"), "budgets": (), "seed": 0, "settings": {"store": "somewhere"}}
     study_report(out, **(given | changed))
     return (folder / "report.html").read_text()
 
@@ -106,5 +106,5 @@ def test_budgets_in_flops_get_parabolas_beside_the_law(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="metric: 'in_mape', expected a column of"):
-        page(tmp_path, ROWS, metric="in_mape")
+    with pytest.raises(ValueError, match="metrics: 'in_mape', expected columns of"):
+        page(tmp_path, ROWS, metrics=("in_mape",))

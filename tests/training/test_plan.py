@@ -43,7 +43,7 @@ def test_every_combination_is_one_run_the_most_expensive_first(store: Path) -> N
     assert [run.flops for run in runs] == sorted((run.flops for run in runs), reverse=True)
 
 
-@pytest.mark.parametrize("changed", [{"out": "elsewhere"}, {"cpus_per_run": 2.0}, {"attempts": 1}, {"metric": "out_loss"}, {"seed": 5}])
+@pytest.mark.parametrize("changed", [{"out": "elsewhere"}, {"cpus_per_run": 2.0}, {"attempts": 1}, {"metrics": ("out_loss",)}, {"seed": 5}])
 def test_what_does_not_decide_a_row_leaves_its_address(store: Path, changed: dict[str, Any]) -> None:
     assert addresses(settings(store, **changed)) == addresses(settings(store))
 
