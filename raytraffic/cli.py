@@ -131,8 +131,8 @@ def _overview() -> str:
     lines = [
         "usage: raytraffic <verb> [--config FILE] [options]",
         "",
-        "raytraffic <verb> --help lists its options; a JSON file of them, as every run keeps in its config.json, may be given with --config,",
-        "and options given beside it count.",
+        "raytraffic <verb> --help lists its options. --config names a JSON file of them, as every run keeps in its config.json; options",
+        "given beside it count.",
         "",
     ]
     lines += [f"  {name:<11} {(verb.config.__doc__ or '').strip().splitlines()[0]}" for name, verb in VERBS.items()]
