@@ -5,7 +5,7 @@
 python benchmarks/ablation.py --store STORE [--split place] [--steps 1500] [--rows default "no prior"] [--json figures.json]
 
 Steps cost about the same in every row but those of other tokens; seconds are printed beside. Figures are `<row>_<city>_<task>_crps`,
-the fair CRPS of hidden entries of all cells on the [0, 1] scale, on the validation part. Rows that are there already are not trained again.
+the fair CRPS of hidden entries of all cells on the [0, 1] scale, on the validation part. Rows that are there already are not made again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from measure import write_figures
 from rich.console import Console
 from rich.table import Table
 
-from raytraffic.config import EvaluateConfig, TrainConfig
+from raytraffic.config import EvaluateConfig, TrainConfig, to_json
 from raytraffic.metrics.scoreboard import SCALED
 from raytraffic.on_ray.evaluate import evaluate
 from raytraffic.on_ray.train import train
@@ -100,7 +100,10 @@ def main(
             stride=stride,
             draws=draws,  # type: ignore[arg-type]
         )
-        evaluate(replace(scored, **evaluation))  # type: ignore[arg-type]
+        settings = folder / "evaluation" / "config.json"
+        scored = replace(scored, **evaluation)  # type: ignore[arg-type]
+        if not (settings.exists() and json_module.loads(settings.read_text()) == to_json(scored)):
+            evaluate(scored)
         for found in json_module.loads((folder / "evaluation" / "scores.json").read_text()):
             if found["model"] == "uomo" and found["population"] == "all" and found["unit"] == SCALED:
                 figures[f"{row.replace(' ', '_')}_{found['city']}_{found['task']}_crps"] = found["crps"]
