@@ -149,7 +149,7 @@ def _panel(rows: Sequence[Mapping[str, Any]], metric: str, x: str, line: str, la
         places, values = zip(*runs, strict=True)
         if len(set(places)) >= 4:
             laws[name] = fit_power_law(places, values).predict
-    return Panel(title=f"{figure.replace('_', ', ')}, {_DOMAIN[domain]}", lines=lines, laws=laws)
+    return Panel(title=f"{figure.replace('_crps', ' CRPS')}, {_DOMAIN[domain]}", lines=lines, laws=laws)
 
 
 def _laws(study: _Study) -> list[Part]:
