@@ -77,9 +77,10 @@ class Windows:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Each city's statistics, measured on the training part that is there."""
+        """Each city's statistics, measured on the training part that is there; none of a city that is not selected."""
         if self.selection.share == 1 and self.selection.days is None:
-            return self.store.statistics(self.split)
+            whole, cities = self.store.statistics(self.split), self.selection.cities
+            return {city: found if not cities or city in cities else None for city, found in whole.items()}
         store, train = self.store, {"here": self.assignment.train}
         return {city: city_statistics(store.location, store.index, city, train, store.layout)["here"] for city in store.index.cities}
 

@@ -123,3 +123,9 @@ def test_statistics_are_measured_on_the_chosen_days_only(store: Store) -> None:
 def test_a_number_of_days_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="days: 0, expected a number > 0"):
         Selection(days=0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_city_that_is_not_selected_is_new(store: Store, share: float) -> None:
+    statistics = Windows(store, "all", 8, selection=Selection(cities=("alpha",), share=share)).statistics
+    assert statistics["alpha"] is not None and statistics["beta"] is None
