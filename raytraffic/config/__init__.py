@@ -2,6 +2,7 @@
 
 from raytraffic.config.conversion import from_json, to_json, with_options
 from raytraffic.config.data import PrepareConfig, QuickstartConfig
+from raytraffic.config.decisions import DeploymentSettings, OptimizeConfig, SleepSettings
 from raytraffic.config.evaluation import CalibrateConfig, EvaluateConfig, UomoTables
 from raytraffic.config.forecasting import ForecastConfig, ServeConfig
 from raytraffic.config.study import StudyConfig
@@ -9,13 +10,16 @@ from raytraffic.config.training import FinetuneConfig, PretrainConfig, SplitName
 
 __all__ = [
     "CalibrateConfig",
+    "DeploymentSettings",
     "EvaluateConfig",
     "FinetuneConfig",
     "ForecastConfig",
+    "OptimizeConfig",
     "PrepareConfig",
     "PretrainConfig",
     "QuickstartConfig",
     "ServeConfig",
+    "SleepSettings",
     "SplitName",
     "StudyConfig",
     "TrainConfig",

@@ -20,7 +20,8 @@ class ScenesConfig:
     synthetic cities as in `prepare`, e.g. synthetic:east?grid=8x8."""
     tiles: str = "synthetic"
     """Where images come from: `synthetic` (the synthetic cities among the sites, as they are rendered), a folder or s3:// URL of
-    slippy-map tiles, a zip file of them, or the URL template of a map service with {z}, {x} and {y}."""
+    slippy-map tiles, a zip file of them, or the URL template of a map service with {z}, {x} and {y}, in which {key} stands for
+    RAYTRAFFIC_TILES_KEY of the environment (settings are printed and kept, so no key belongs into them)."""
     zooms: tuple[int, ...] = (17,)
     """Zoom levels of the tiles that may be read."""
     pattern: str = "{z}/{x}/{y}.png"
@@ -46,9 +47,10 @@ class ScenesConfig:
             raise ValueError("sites: none, expected at least one table or synthetic city")
         if not 0 < self.metres < math.inf:
             raise ValueError(f"metres: {self.metres}, expected a length > 0")
-        for name, needed in (("cache", self.from_service or self.describer == "endpoint"), ("user_agent", self.from_service)):
-            if needed and not getattr(self, name):
-                raise ValueError(f"{name}: not given, expected one with tiles {self.tiles.partition('?')[0]!r} and describer {self.describer!r}")
+        if self.cache is None and (self.from_service or self.describer == "endpoint"):
+            raise ValueError("cache: not given, expected a folder where tiles come from a map service or texts from a vision model")
+        if self.user_agent is None and self.from_service:
+            raise ValueError("user_agent: not given, expected a name and an address where tiles come from a map service")
         at_least_one(self, "pixels")
 
     @property
