@@ -14,6 +14,8 @@ import tyro
 
 from raytraffic.config import (
     CalibrateConfig,
+    ContrastConfig,
+    EmbedConfig,
     EvaluateConfig,
     FinetuneConfig,
     ForecastConfig,
@@ -52,6 +54,8 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb(FinetuneConfig, "raytraffic.on_ray.train", "train"),
     "calibrate": Verb(CalibrateConfig, "raytraffic.on_ray.calibrate", "calibrate"),
     "evaluate": Verb(EvaluateConfig, "raytraffic.on_ray.suite", "run_evaluation"),
+    "contrast": Verb(ContrastConfig, "raytraffic.on_ray.contrast", "contrast"),
+    "embed": Verb(EmbedConfig, "raytraffic.on_ray.embed", "embed"),
     "forecast": Verb(ForecastConfig, "raytraffic.on_ray.forecast", "forecast"),
     "optimize": Verb(OptimizeConfig, "raytraffic.on_ray.optimize", "optimize"),
     "serve": Verb(ServeConfig, "raytraffic.on_ray.serve", "serve_checkpoints"),

@@ -128,3 +128,15 @@ def test_scaling_fits(tmp_path: Path) -> None:
     figures = figures_of("scaling_fits.py", tmp_path, may_be_none=biases)
     assert max(figures["chinchilla_error"], figures["chinchilla_replicated_error"]) < 1e-9
     assert figures["asymmetric_wide_optimum_ratio"] > 1.2
+
+
+@pytest.mark.slow
+def test_contrast(tmp_path: Path) -> None:
+    recalls = [f"{way}_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)]
+    assert figures_of("contrast.py", tmp_path, may_be_none=(*recalls, "over_chance"))
+
+
+@pytest.mark.slow
+def test_embedding(tmp_path: Path) -> None:
+    figures = figures_of("embedding.py", tmp_path, may_be_none=("second_run_computed",))
+    assert figures["second_run_computed"] == 0 and figures["same_index"] == 1

@@ -3,6 +3,7 @@
 from raytraffic.config.conversion import from_json, to_json, with_options
 from raytraffic.config.data import PrepareConfig, QuickstartConfig
 from raytraffic.config.decisions import DeploymentSettings, OptimizeConfig, SleepSettings
+from raytraffic.config.environment import ContrastConfig, EmbedConfig, ScenesConfig
 from raytraffic.config.evaluation import CalibrateConfig, EvaluateConfig, UomoTables
 from raytraffic.config.forecasting import ForecastConfig, ServeConfig
 from raytraffic.config.study import StudyConfig
@@ -10,7 +11,9 @@ from raytraffic.config.training import FinetuneConfig, PretrainConfig, SplitName
 
 __all__ = [
     "CalibrateConfig",
+    "ContrastConfig",
     "DeploymentSettings",
+    "EmbedConfig",
     "EvaluateConfig",
     "FinetuneConfig",
     "ForecastConfig",
@@ -18,6 +21,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "QuickstartConfig",
+    "ScenesConfig",
     "ServeConfig",
     "SleepSettings",
     "SplitName",
