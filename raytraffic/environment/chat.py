@@ -16,8 +16,6 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +23,7 @@ import requests
 from PIL import Image
 from requests.auth import AuthBase
 
+from raytraffic.environment import answers
 from raytraffic.environment.limits import Prices, Usage
 from raytraffic.environment.tiles import RgbImage
 
@@ -176,13 +175,7 @@ def _post(endpoint: Endpoint, question: dict[str, Any], key: str | None) -> tupl
         allow_redirects=False,
         stream=True,
     ) as response:
-        body = b""
-        for part in response.iter_content(16):  # small, so that a slow answer is noticed
-            body += part
-            if time.monotonic() > deadline:
-                raise requests.Timeout
-            if len(body) > _MAX_BODY:
-                break  # which is no JSON then
+        body = answers.bounded_body(response, deadline=deadline, most=_MAX_BODY, piece=16)  # a longer one is no JSON then
         return response.status_code, response.headers.get("Retry-After"), body
 
 
@@ -210,7 +203,7 @@ def _fault(status: int, body: bytes, retry_after: str | None) -> ChatFault:
     if status in (401, 402, 403, 404) or code == "insufficient_quota":
         return ChatFault("denied", text)
     if status in (408, 409, 429) or status >= 500:
-        return ChatFault("busy", text, wait=_seconds(retry_after))
+        return ChatFault("busy", text, wait=answers.retry_after(retry_after))
     return ChatFault("rejected", text)
 
 
@@ -250,19 +243,6 @@ def _code(body: bytes) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return code if isinstance(code, str) and re.fullmatch(r"[a-z]{2,16}(?:_[a-z]{2,16}){0,5}", code) else None
-
-
-def _seconds(header: str | None) -> float | None:
-    """What a Retry-After header asks for, a number or a date; None where it says neither."""
-    if header is None:
-        return None
-    if re.fullmatch(r"\s*\d+(?:\.\d+)?\s*", header):
-        return float(header)
-    try:
-        when = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max((when - datetime.now(UTC)).total_seconds(), 0.0) if when.tzinfo else None
 
 
 def _key(variable: str) -> str | None:

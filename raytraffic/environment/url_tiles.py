@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
+from raytraffic.environment.answers import bounded_body, retry_after
 from raytraffic.environment.tiles import MAX_TILE_BYTES, MissingTileError, RgbImage, check_pattern, check_zooms, crop, decode_tile, fill
 from raytraffic.files import Location
 
@@ -123,19 +122,12 @@ class UrlTiles:
         with requests.get(url, headers=headers, timeout=self.timeout_seconds, stream=True) as answer:
             status = answer.status_code
             if status == 429 or status >= 500:
-                raise _BusyError(status, _retry_after(answer.headers.get("Retry-After")))
+                raise _BusyError(status, retry_after(answer.headers.get("Retry-After")))
             if status in (204, 404, 410):
                 raise MissingTileError(f"{name}: status {status}, expected a tile")
             if status != 200:
                 raise TileServerError(f"{name}: status {status} {answer.reason}, expected 200")
-            body = b""
-            for part in answer.iter_content(1024):  # small, so that a slow answer is noticed
-                body += part
-                if time.monotonic() > deadline:
-                    raise requests.Timeout
-                if len(body) > MAX_TILE_BYTES:
-                    break  # decode_tile refuses it
-            return body
+            return bounded_body(answer, deadline=deadline, most=MAX_TILE_BYTES, piece=1024)  # decode_tile refuses longer ones
 
 
 class _BusyError(Exception):
@@ -165,16 +157,3 @@ class _Turns:
             self._next = turn + self.interval
         if turn > now:
             time.sleep(turn - now)
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, which may be a number or a date; None where it says neither."""
-    if header is None:
-        return None
-    if header.strip().isdigit():
-        return float(header)
-    try:
-        when = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max((when - datetime.now(UTC)).total_seconds(), 0.0) if when.tzinfo else None
