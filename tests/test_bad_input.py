@@ -24,6 +24,7 @@ from raytraffic.files import Location
 from raytraffic.on_ray import evaluate, forecast, prepare, train
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.store import Layout, open_store, prepare_store
+from raytraffic.training import initial_model
 
 
 class InProcess:
@@ -70,7 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checkpoint(tmp_path: Path, store: str) -> Path:
     """A tiny model that fits the store."""
     entry = registry.model("uomo")
-    config = train.initial_model(TrainConfig(store=store, out="", preset="tiny"), open_store(store))[1]
+    config = initial_model(TrainConfig(store=store, out="", preset="tiny"), open_store(store))[1]
     folder = tmp_path / "model"
     save_forecaster(folder, entry.build(config).state_dict(), "uomo", config, {})
     return folder

@@ -108,7 +108,7 @@ def refit_power_sums(x: Floats, loss: Floats, weights: Floats, start: PowerSums,
 
 
 def _projected_starts(problem: _Problem) -> Floats:
-    """The best cells (_STARTS, 1 + 2 j) of a grid over the exponents, each with its (E, A) >= 0 by reweighted least squares."""
+    """Cells (r, 1 + 2 j) of a grid over the exponents, each with its (E, A) >= 0 by reweighted least squares."""
     n, j = problem.u.shape
     axis = np.geomspace(0.02, 2.5, _GRID)
     exponents = np.stack(np.meshgrid(*[axis] * j, indexing="ij"), axis=-1).reshape(-1, j)
@@ -121,7 +121,12 @@ def _projected_starts(problem: _Problem) -> Floats:
         size = np.abs(np.log(law) - problem.y)
         weights = np.minimum(1.0, problem.delta / np.maximum(size, problem.delta)) / (loss * law)
     rows = np.clip(np.concatenate((linear, exponents), axis=1), *problem.bounds)
-    return rows[np.argsort(problem.objective(rows, np.ones_like(loss)), kind="stable")[:_STARTS]]
+    objective = problem.objective(rows, np.ones_like(loss))
+    best = np.argsort(objective, kind="stable")[:_STARTS].tolist()
+    # And the best cell of each exponent's every value: the best cells of all may crowd in one valley while another one is deeper.
+    for column in exponents.T:
+        best += [int(np.where(column == value, objective, np.inf).argmin()) for value in axis]
+    return rows[np.unique(best)]
 
 
 def _non_negative_least_squares(basis: Floats, target: Floats, weights: Floats) -> Floats:

@@ -66,6 +66,7 @@ def test_embedding_is_the_same_by_any_workers_and_computes_nothing_twice(cluster
     assert (summary(one)["computed"], summary(one)["kept"]) == (0, 0) and files(one) == before
 
 
+@pytest.mark.slow
 def test_only_new_sites_are_computed_and_failures_say_why(cluster: None, tmp_path: Path, encoder: str) -> None:
     embed(settings(tmp_path, encoder, sites=(WEST,)))
     shards = set((tmp_path / "shards").iterdir())
@@ -89,6 +90,7 @@ def test_only_new_sites_are_computed_and_failures_say_why(cluster: None, tmp_pat
         embed(settings(tmp_path, str(other)))
 
 
+@pytest.mark.slow
 def test_two_workers_train_what_one_process_does(cluster: None, tmp_path: Path, encoder: str) -> None:
     config = ContrastConfig(
         out=str(tmp_path / "two"),
