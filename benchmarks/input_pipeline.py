@@ -5,7 +5,6 @@ python benchmarks/input_pipeline.py --json figures.json [--quick] [--repeats 3] 
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import tempfile
 import time
@@ -17,10 +16,9 @@ import tyro
 from measure import PeakMemory, alternate, in_fresh_process, spread, synthetic_store, write_figures
 
 from raytraffic.store import Store, open_store
-from raytraffic.windows import Columns, Share, Windows
+from raytraffic.windows import Columns, Share, Windows, local_batches
 
 BATCH = 64
-_CHUNK = 1024
 #: 1x and 10x the tiles of three cities over the same days.
 GRIDS = {"1x": (16, 16), "10x": (40, 64)}
 QUICK_GRIDS = {"1x": (4, 4), "10x": (8, 20)}
@@ -81,7 +79,7 @@ def _memory(folders: dict[str, Path], step_seconds: float, repeats: int) -> dict
 def windows_per_second(folder: Path, variant: str, steps: int) -> float:
     """Windows delivered a second after the first batch."""
     windows = _windows(folder)
-    batches = _through_ray(windows, steps) if variant == "ray" else itertools.islice(_in_process(windows), steps)
+    batches = (_through_ray if variant == "ray" else local_batches)(_share(windows, steps))
     next(batches)
     start = time.perf_counter()
     delivered = sum(len(columns["key"]) for columns in batches)
@@ -95,7 +93,7 @@ def one_pass(folder: Path, step_seconds: float) -> int:
     """
     windows = _windows(folder)
     delivered = 0
-    for columns in _through_ray(windows, -(-windows.training(seed=0).samples_per_pass // BATCH)):
+    for columns in _through_ray(_share(windows, -(-windows.training(seed=0).samples_per_pass // BATCH))):
         delivered += len(columns["key"])
         time.sleep(step_seconds)
     return delivered
@@ -106,23 +104,18 @@ def _windows(folder: Path) -> Windows:
     return Windows(open_store(folder), "time", poi_categories=())
 
 
-def _through_ray(windows: Windows, steps: int) -> Iterator[Columns]:
+def _through_ray(share: Share) -> Iterator[Columns]:
     """The batches of the only worker of a training run."""
     from raytraffic.on_ray.cluster import connect
     from raytraffic.on_ray.data import training_batches
 
     connect()
-    return training_batches(Share(windows, windows.training(seed=0), BATCH, 0, 1, 0, steps))
+    return training_batches(share)
 
 
-def _in_process(windows: Windows) -> Iterator[Columns]:
-    """The same windows in the same order without Ray."""
-    for pool in windows.training(seed=0).pools():
-        rows, starts = pool.samples()
-        for chunk in range(0, len(rows), _CHUNK):
-            columns = windows.cut(rows[chunk : chunk + _CHUNK], starts[chunk : chunk + _CHUNK])
-            for at in range(0, len(columns["key"]), BATCH):
-                yield {name: values[at : at + BATCH] for name, values in columns.items()}
+def _share(windows: Windows, steps: int) -> Share:
+    """What the only worker of a run of so many steps takes."""
+    return Share(windows, windows.training(seed=0), BATCH, 0, 1, 0, steps)
 
 
 if __name__ == "__main__":

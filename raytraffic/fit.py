@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raytraffic.types import TrafficBatch
 
-__all__ = ["Ema", "Optimisation", "learning_rate", "optimiser", "step"]
+__all__ = ["Ema", "Optimisation", "learning_rate", "optimiser", "step", "update"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +86,8 @@ def step(
 
     With `micro_batch` so many windows are computed at once and their gradients summed: less memory, the same step. All randomness is a
     function of the windows' `seeds` (b,), so that an interrupted run goes on as it would have; with dropout they are those of one rank's
-    windows together.
-
-    Raises FloatingPointError when the loss is not finite: continuing would only destroy the weights.
+    windows together. Raises FloatingPointError as `update`.
     """
-    rate = learning_rate(done, settings)
-    for group in adam.param_groups:
-        group["lr"] = rate * group["learning_rate_scale"]
     torch.manual_seed(int(seeds.sum()))  # dropout alone does not hang on the seeds of the windows by itself
     loss = 0.0
     for part in torch.arange(len(seeds), device=seeds.device).split(micro_batch or len(seeds)):
@@ -100,12 +95,23 @@ def step(
             mean = model(batch.select(part), seeds[part])["loss"] * (len(part) / len(seeds))
         mean.backward()
         loss += float(mean.detach())
+    return {"loss": loss, **update(model, adam, done, settings)}
+
+
+def update(model: nn.Module, adam: torch.optim.Optimizer, done: int, settings: Optimisation) -> dict[str, float]:
+    """Moves the weights along the gradients that are there, clears these, and returns the learning rate and the gradients' norm.
+
+    Raises FloatingPointError where the norm is not finite: continuing would only destroy the weights.
+    """
+    rate = learning_rate(done, settings)
+    for group in adam.param_groups:
+        group["lr"] = rate * group["learning_rate_scale"]
     norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     if not bool(torch.isfinite(norm)):
         raise FloatingPointError(f"step {done}: gradient norm {float(norm)}, expected a finite one; lower the learning rate")
     adam.step()
     adam.zero_grad(set_to_none=True)
-    return {"loss": loss, "learning_rate": rate, "gradient_norm": float(norm)}
+    return {"learning_rate": rate, "gradient_norm": float(norm)}
 
 
 class Ema:

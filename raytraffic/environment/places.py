@@ -11,20 +11,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from raytraffic.config.environment import ScenesConfig
 from raytraffic.environment.chat import Endpoint
 from raytraffic.environment.describe import Describer, Facts, Scene, TemplateDescriber
 from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.landscape import landscape
-from raytraffic.environment.mercator import check_place
+from raytraffic.environment.mercator import MAX_LATITUDE, check_place
 from raytraffic.environment.render import SyntheticTiles
 from raytraffic.environment.statistics import image_statistics
 from raytraffic.environment.tiles import FolderTiles, MissingTileError, RgbImage, Tiles, ZipTiles
 from raytraffic.environment.url_tiles import UrlTiles
 from raytraffic.files import Location
+from raytraffic.sources.faulty import Refused
 from raytraffic.sources.open import open_source
+from raytraffic.sources.sheet import Columns, Sheet
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 
 __all__ = ["Pair", "Place", "open_describer", "open_tiles", "pairs", "read_places"]
@@ -154,40 +158,20 @@ def _synthetic_places(city: SyntheticCity) -> Iterator[Place]:
 
 
 def _table_places(source: str) -> Iterator[Place]:
-    file = Location.of(source)
-    names = {"city": str, "unique_id": str}  # "007" is no number
-    try:
-        with file.open_file() as stream:
-            frame = pd.read_parquet(stream) if file.name.endswith(".parquet") else pd.read_csv(stream, dtype=names)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: no such file, expected a table of sites") from error
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file}: {error}, expected a CSV or Parquet table of sites") from error
-    missing = [name for name in _COLUMNS if name not in frame]
-    if missing:
-        raise ValueError(f"{file}: columns {list(frame)}, expected {missing[0]!r} among them")
-    counted = [name for name in frame if str(name).startswith(_POI)]
-    for row, values in enumerate(frame.to_dict("records"), start=1):
-        try:
-            yield Place(
-                city=_text(values["city"]),
-                unique_id=_text(values["unique_id"]),
-                longitude=float(values["lon"]),
-                latitude=float(values["lat"]),
-                poi={str(name).removeprefix(_POI): _count(values[name]) for name in counted},
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: row {row}: {error}") from None
+    """Every row of a table; the first that is wrong is a ValueError."""
+    sheet = Sheet(source, "sites", _COLUMNS, Columns(), Refused(skip=False))
+    names = [sheet.texts(column) for column in ("city", "unique_id")]
+    latitude, longitude = sheet.degrees("lat", MAX_LATITUDE), sheet.degrees("lon", 180)
+    columns = [str(name) for name in sheet.frame if str(name).startswith(_POI)]
+    counts = {column.removeprefix(_POI): _counts(sheet, column) for column in columns}
+    for row, (city, unique_id) in enumerate(zip(*names, strict=True)):
+        poi = {category: int(values[row]) for category, values in counts.items()}
+        yield Place(city=city, unique_id=unique_id, longitude=float(longitude[row]), latitude=float(latitude[row]), poi=poi)
 
 
-def _text(value: object) -> str:
-    if pd.isna(value) or not str(value).strip():  # type: ignore[call-overload]  # one cell
-        raise ValueError(f"{value!r}, expected a city and a unique_id")
-    return str(value)
-
-
-def _count(value: object) -> int:
-    number = float(value)  # type: ignore[arg-type]  # one cell
-    if not (number >= 0 and number == int(number)):
-        raise ValueError(f"{value!r}, expected a count of points")
-    return int(number)
+def _counts(sheet: Sheet, column: str) -> NDArray[np.float64]:
+    """A column of counts."""
+    values = sheet.numbers(column)
+    wrong = ~((values >= 0) & (values == np.floor(values)))
+    sheet.refuse(wrong, lambda row: f"row {row + 1}, column {column!r}: {values[row]}, expected a count of points")
+    return values

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 
-from raytraffic.config import from_json, to_json
+from raytraffic.config import from_json
 from raytraffic.config.environment import ContrastConfig
 from raytraffic.environment.places import Place
 from raytraffic.files import Location
 from raytraffic.on_ray.cluster import connect, dataset
+from raytraffic.on_ray.launch import launch
 from raytraffic.on_ray.progress import Stage
 from raytraffic.training.contrast import ContrastRun, check_contrast, contrast_finished
 from raytraffic.training.pairs import make_part, missing_parts
@@ -35,23 +35,7 @@ def contrast(config: ContrastConfig) -> Location:
     if not contrast_finished(config):
         connect()
         _make_pairs(config)
-        storage = out.child("ray")
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=to_json(config),
-            scaling_config=ScalingConfig(
-                num_workers=config.workers,
-                use_gpu=config.gpu,
-                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {}),
-            ),
-            run_config=RunConfig(
-                name=f"launch-{sum(child.name.startswith('launch-') for child in storage.list()):03d}",
-                storage_path=storage.path,
-                storage_filesystem=storage.filesystem(),
-                failure_config=FailureConfig(max_failures=config.max_failures),
-            ),
-        )
-        trainer.fit()
+        launch(_worker, config, config.workers)
     return out.child("encoder")
 
 

@@ -62,8 +62,8 @@ def _carried_out(config: StudyConfig, missing: list[PlannedRun], total: int) -> 
     if not missing:
         return rows
     connect()
-    task = _one_worker if config.workers == 1 else _several_workers
-    task = task.options(num_cpus=config.cpus_per_run, num_gpus=1 if config.gpu else 0) if config.workers == 1 else task
+    alone = _one_worker.options(num_cpus=config.cpus_per_run, num_gpus=1 if config.gpu else 0)
+    task = alone if config.workers == 1 else _several_workers
     running = {task.remote(run): (run, 1) for run in missing}
     with Stage("study", total, total - len(missing)) as stage:
         while running:
@@ -95,7 +95,8 @@ def _several_workers(run: PlannedRun) -> dict[str, Any]:
 
 def failed_row(run: PlannedRun, attempts: int, error: BaseException) -> dict[str, Any]:
     """What stands in the table of a run that failed every time: what it was to be, and the last line of why it is not."""
-    return planned_columns(run) | {"status": "failed", "error": str(error).strip().splitlines()[-1], "attempts": attempts}
+    told = (str(error).strip() or repr(error)).splitlines()[-1]
+    return planned_columns(run) | {"status": "failed", "error": told, "attempts": attempts}
 
 
 def show(config: StudyConfig, planned: list[PlannedRun]) -> None:

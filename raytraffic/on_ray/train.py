@@ -6,13 +6,13 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 
-from raytraffic.config import FinetuneConfig, TrainConfig, from_json, to_json
+from raytraffic.config import FinetuneConfig, TrainConfig, from_json
 from raytraffic.files import Location
 from raytraffic.on_ray.cluster import connect
 from raytraffic.on_ray.data import training_batches
+from raytraffic.on_ray.launch import launch
 from raytraffic.on_ray.progress import follow
 from raytraffic.on_ray.train_metrics import TrainMetrics
 from raytraffic.training import Run, Worker, check, finished
@@ -29,25 +29,8 @@ def train(config: TrainConfig | FinetuneConfig) -> Location:
     check(config)
     if not finished(config):
         connect()
-        launches = sum(child.name.startswith("launch-") for child in out.child("ray").list())
-        storage = out.child("ray")
-        trainer = TorchTrainer(
-            _worker,  # type: ignore[arg-type]  # its return value, which the stub does not know, is documented
-            train_loop_config=to_json(config),
-            scaling_config=ScalingConfig(
-                num_workers=_workers(config),  # type: ignore[arg-type]  # the stub does not know the elastic (least, most)
-                use_gpu=config.gpu,
-                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.gpu else {}),
-            ),
-            run_config=RunConfig(
-                name=f"launch-{launches:03d}",
-                storage_path=storage.path,
-                storage_filesystem=storage.filesystem(),
-                failure_config=FailureConfig(max_failures=config.max_failures),
-            ),
-        )
         with follow(out, config.steps):
-            trainer.fit()
+            launch(_worker, config, _workers(config))
     return out.child("best")
 
 

@@ -174,7 +174,7 @@ def _load(table: Table, role: str, required: Sequence[str], names: Columns) -> t
 
 
 def _read_file(path: Location, label: Label, names: Columns) -> pd.DataFrame:
-    texts = (names.unique_id, names.ds, names.service, names.category)
+    texts = (names.unique_id, names.ds, names.service, names.category, "city")
     numbers = (names.y, names.users, names.lat, names.lon)
     try:
         if path.name.endswith((".parquet", ".pq")):

@@ -23,7 +23,7 @@ from raytraffic.environment.contrastive import Retrieval, gathered_info_nce, inf
 from raytraffic.environment.encoder import ImageTextEncoder
 from raytraffic.environment.places import open_tiles, read_places
 from raytraffic.files import Location
-from raytraffic.fit import Ema, Optimisation, learning_rate, optimiser
+from raytraffic.fit import Ema, Optimisation, optimiser, update
 from raytraffic.resume import newest, prune, restore, save
 from raytraffic.training.pairs import Pairs, make_part, missing_parts, read_pairs
 from raytraffic.training.run import Worker
@@ -122,20 +122,13 @@ class ContrastRun:
     def step(self) -> Tensor:
         """Takes one step and returns this worker's part of its loss; FloatingPointError where it is not finite."""
         images, texts = self.pairs.some(self._chosen())
-        rate = learning_rate(self.done, self.settings)
-        for group in self.adam.param_groups:
-            group["lr"] = rate * group["learning_rate_scale"]
         with torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.config.gpu):
             pixels, tokens = (some.to(self.worker.device) for some in (self.encoder.prepare(images), self.encoder.tokenise(texts)))
             image_features, text_features, scale = self.wrapped(pixels, tokens)
         loss_of = gathered_info_nce if self.worker.world > 1 else info_nce
         loss = loss_of(image_features.float(), text_features.float(), scale.float())
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.encoder.parameters(), self.settings.clip)
-        if not bool(torch.isfinite(norm)):
-            raise FloatingPointError(f"step {self.done}: gradient norm {float(norm)}, expected a finite one; lower the learning rate")
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        update(self.encoder, self.adam, self.done, self.settings)
         self.encoder.clamp_temperature()
         self.done += 1
         self.ema.update(self.encoder.named_parameters(), self.done)

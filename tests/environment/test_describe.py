@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from raytraffic.environment.describe import TOPICS, Describer, Description, Facts, Scene, TemplateDescriber, poi_text
 from raytraffic.environment.poi import LSDM_CATEGORIES, UOMO_CATEGORIES
-from raytraffic.environment.scenes import synthetic_scenes
 from raytraffic.environment.statistics import ImageStatistics, image_statistics
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
+from tests.environment.scenes import synthetic_scenes
 
 STATISTICS = ImageStatistics(
     vegetation=0.234, water=0.0, bare=0.001, built=0.765, paved=0.31, edges=0.2, brightness=0.4, contrast=0.1, mean_colour=(0.4, 0.4, 0.4)

@@ -15,10 +15,10 @@ from raytraffic.config.environment import ContrastConfig, EmbedConfig, ScenesCon
 from raytraffic.environment.describe import TemplateDescriber
 from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.places import Place, open_describer, open_tiles, pairs, read_places
-from raytraffic.environment.scenes import synthetic_scenes
 from raytraffic.environment.tiles import FolderTiles, ZipTiles
 from raytraffic.environment.url_tiles import UrlTiles
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
+from tests.environment.scenes import synthetic_scenes
 
 EAST = "synthetic:east?grid=3x4&seed=5"
 
@@ -53,16 +53,16 @@ def test_a_synthetic_city_lies_where_its_landscape_says_and_has_its_points() -> 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"unique_id": ["7", None]}, "row 2: nan, expected a city and a unique_id"),
-        ({"lat": [10.5, 95.0]}, "row 2: latitude: 95.0, expected degrees"),
-        ({"lon": [float("nan"), 1.0]}, "row 1: longitude: nan, expected degrees"),
-        ({"poi:Bank": [1.5, 1]}, "row 1: 1.5, expected a count of points"),
-        ({"poi:Bank": [1, None]}, "row 2: nan, expected a count of points"),
+        ({"unique_id": ["7", None]}, "row 2, column 'unique_id': empty, expected a value"),
+        ({"lat": [10.5, 95.0]}, "row 2, column 'lat': 95, expected degrees"),
+        ({"lon": [float("nan"), 1.0]}, "row 1, column 'lon': nan, expected degrees"),
+        ({"poi:Bank": [1.5, 1]}, "row 1, column 'poi:Bank': 1.5, expected a count of points"),
+        ({"poi:Bank": [1, None]}, "row 2, column 'poi:Bank': '', expected a finite number"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, columns: dict[str, object], message: str) -> None:
     file = table(tmp_path, **columns)
-    with pytest.raises(ValueError, match=re.escape(f"{file}: {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"sites ({file}): {message}")):
         read_places(ScenesConfig(sites=(file,), tiles=str(tmp_path)))
 
 
@@ -70,13 +70,13 @@ def test_wrong_tables_are_refused(tmp_path: Path) -> None:
     file = table(tmp_path)
     with pytest.raises(ValueError, match="'b/7' is there twice"):
         read_places(ScenesConfig(sites=(file, file), tiles=str(tmp_path)))
-    with pytest.raises(ValueError, match="no such file, expected a table of sites"):
+    with pytest.raises(ValueError, match="no such file, expected a CSV or Parquet file"):
         read_places(ScenesConfig(sites=(str(tmp_path / "none.csv"),)))
     pd.DataFrame({"city": [], "unique_id": [], "lat": []}).to_csv(tmp_path / "short.csv", index=False)
-    with pytest.raises(ValueError, match="expected 'lon' among them"):
+    with pytest.raises(ValueError, match="no column 'lon', expected"):
         read_places(ScenesConfig(sites=(str(tmp_path / "short.csv"),)))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(ValueError, match=r"broken\.parquet: .*expected a CSV or Parquet table"):
+    with pytest.raises(ValueError, match=r"broken\.parquet\): .*expected a whole CSV or Parquet file"):
         read_places(ScenesConfig(sites=(str(tmp_path / "broken.parquet"),)))
 
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from raytraffic.environment.describe import Description, Facts, Scene, TemplateDescriber
 from raytraffic.environment.refine import AUDIT_SCHEMA, Audit, Refined, Refinement, audit_table, refine, write_audit
-from raytraffic.environment.scenes import synthetic_scenes
 from raytraffic.environment.score import Thresholds, informativeness, statistics_agreement
 from raytraffic.environment.sentences import split_sentences
 from raytraffic.environment.statistics import ImageStatistics
 from raytraffic.files import Location
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
+from tests.environment.scenes import synthetic_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRY = ImageStatistics(
