@@ -42,6 +42,8 @@ class ForecasterConfig:
     """Weight of the learned marginals' CRPS beside the diffusion's loss."""
     size_power: float = 0.5
     """An entry's CRPS is weighted by this power of the traffic it is expected to carry: 0 counts cells alike, 1 their traffic."""
+    cosine_weight: float = 0.0
+    """Weight of 1 - cosine similarity between the sample that a prediction stands for and the true one (LSDM IV-B)."""
     noise: Noise = field(default_factory=Noise)
     sampler: Sampler = field(default_factory=Sampler)
 
@@ -104,9 +106,14 @@ class Forecaster(nn.Module):
         k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
         x = torch.where(scored, scale.apply(batch.traffic), torch.zeros_like(batch.traffic))
         eps = self.config.noise.draw(batch, seeds, _NOISE_STREAM)
-        prediction = self.denoiser(self.process.noised(x, eps, k), self.process.schedule.level(k), condition)
-        square = (prediction.float() - self.process.target(x, eps, k)) ** 2 * scored
-        return each + self.process.weight(k) * square.sum(dim=(1, 2, 3)) / count
+        x_k = self.process.noised(x, eps, k)
+        prediction = self.denoiser(x_k, self.process.schedule.level(k), condition).float()
+        square = (prediction - self.process.target(x, eps, k)) ** 2 * scored
+        each = each + self.process.weight(k) * square.sum(dim=(1, 2, 3)) / count
+        if self.config.cosine_weight:
+            sample = (self.process.to_sample(prediction, x_k, k) * scored).flatten(1)
+            each = each + self.config.cosine_weight * (1 - nn.functional.cosine_similarity(sample, x.flatten(1))) * scored.any((1, 2, 3))
+        return each
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """Stage 1: the batch with the site embeddings its conditioner makes of raw static context (constant per site)."""

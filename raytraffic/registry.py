@@ -17,21 +17,22 @@ __all__ = ["MODELS", "Model", "build", "model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A model's configuration type, its presets, how it is built, and how it is fine-tuned.
+    """A model's configuration type, its presets, the contexts it can look at, how it is built, and how it is fine-tuned.
 
     `add_contexts` gives a trained model the contexts it lacks without changing what it answers, `freeze` leaves only what
-    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives). `cost` says what a configuration
-    takes for a window on a grid (rows, columns), of whose entries a share is asked for, without building anything.
+    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives), where it has one. `cost` says
+    what a configuration takes for a window on a grid (rows, columns), of whose entries a share is asked for, without building anything.
     """
 
     config: type[Any]
     preset: Callable[[str], Any]
     presets: tuple[str, ...]
+    contexts: tuple[str, ...]
     build: Callable[[Any], Forecaster]
     add_contexts: Callable[[Forecaster, Any, tuple[str, ...], tuple[str, ...]], tuple[Forecaster, Any]]
     freeze: Callable[[Forecaster], None]
-    align: Callable[[Forecaster, float, int], nn.Module]
     cost: Callable[[Any, tuple[int, int], float], Cost]
+    align: Callable[[Forecaster, float, int], nn.Module] | None = None
 
 
 MODELS: dict[str, Model] = {
@@ -39,11 +40,12 @@ MODELS: dict[str, Model] = {
         config=uomo.UomoConfig,
         preset=uomo.preset,
         presets=tuple(uomo.PRESETS),
+        contexts=uomo.CONTEXTS,
         build=uomo.build,
         add_contexts=uomo.add_contexts,
         freeze=uomo.freeze,
-        align=uomo.align,
         cost=uomo.cost,
+        align=uomo.align,
     ),
 }
 

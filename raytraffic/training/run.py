@@ -89,8 +89,9 @@ class Run:
         model.to(worker.device)
         recompute(model, config.recompute)
         objective: nn.Module = model
-        if isinstance(config, FinetuneConfig) and config.contrast:
-            objective = registry.model(name).align(model, config.contrast, config.negatives)
+        align = registry.model(name).align
+        if isinstance(config, FinetuneConfig) and config.contrast and align is not None:
+            objective = align(model, config.contrast, config.negatives)
         wrapped = _shard(objective, config, worker)
         adam = optimiser(model, settings)
         ema = Ema(model.named_parameters(), config.ema)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from raytraffic import registry
 from raytraffic.diffusion.samplers import Sampler
@@ -18,7 +17,7 @@ from raytraffic.fit import Optimisation, optimiser, step
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, Task, mask, mixture
 from raytraffic.models import uomo
-from raytraffic.nn.transformer import AdaLNBlock, AdaLNOutput
+from raytraffic.nn.transformer import AdaLNBlock, AdaLNOutput, ZeroLinear
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
 TASKS = [SHORT, LONG, GENERATION, RANDOM]
@@ -74,11 +73,9 @@ def test_every_parameter_gets_a_finite_gradient(model: Forecaster) -> None:
 
 
 def test_adaln_and_output_are_zero_at_construction(built: Forecaster) -> None:
-    layers: list[nn.Linear] = []
-    for module in built.modules():
-        layers += [module.adaln] if isinstance(module, AdaLNBlock) else []
-        layers += [module.adaln, module.out] if isinstance(module, AdaLNOutput) else []
-    assert layers, "no adaLN layers found"
+    layers = [module for module in built.modules() if isinstance(module, ZeroLinear)]
+    assert layers, "no layer that begins as nothing found"
+    assert not any(isinstance(module, AdaLNBlock | AdaLNOutput) and not isinstance(module.adaln, ZeroLinear) for module in built.modules())
     assert all(not bool(layer.weight.any()) and not bool(layer.bias.any()) for layer in layers)
 
 
@@ -150,9 +147,9 @@ def test_declared_contexts_matter_and_undeclared_do_not(model: Forecaster, name:
     """A model declares what its conditioner looks at; every scale looks at the reference, that of known entries for absent cells."""
     batch = mask(seasonal_batch(), SHORT)
     if name == "env":
-        declared = hasattr(model.conditioner, "poi_static")
-        width = model.conditioner.poi_static.out_features if declared else 4
-        changed = replace(batch, context={**batch.context, "env": torch.rand(4, 1, 16, width)})
+        width = model.conditioner.env_features
+        declared = width > 0
+        changed = replace(batch, context={**batch.context, "env": torch.rand(4, 1, 16, width or 4)})
     else:
         declared = name in model.conditioner.contexts or name == "reference"
         changed = replace(batch, context={**batch.context, name: batch.context[name].flip(-1) * 2})

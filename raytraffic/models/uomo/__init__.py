@@ -2,11 +2,12 @@
 
 from raytraffic.models.uomo.alignment import AlignedForecaster, Alignment, add_contexts, align, freeze
 from raytraffic.models.uomo.conditioner import UomoConditioner
-from raytraffic.models.uomo.config import PRESETS, UomoConfig, build, preset
+from raytraffic.models.uomo.config import CONTEXTS, PRESETS, UomoConfig, build, preset
 from raytraffic.models.uomo.cost import cost
 from raytraffic.models.uomo.denoiser import UomoDenoiser
 
 __all__ = [
+    "CONTEXTS",
     "PRESETS",
     "AlignedForecaster",
     "Alignment",

@@ -44,6 +44,8 @@ class UomoConditioner(nn.Module):
     def __init__(self, config: UomoConfig) -> None:
         super().__init__()
         self.contexts = config.contexts
+        #: Features of the site embedding `env` that `embed` makes and `forward` takes.
+        self.env_features = config.poi_features if "poi" in config.contexts else 0
         self.services = config.services
         self.patching = Patching(config.token)
         volume = config.token[0] * config.token[1] * config.token[2]
@@ -57,8 +59,7 @@ class UomoConditioner(nn.Module):
             self.poi_dynamic = nn.Linear(config.poi_features + config.clock_features, config.poi_features)
             self.poi_token = ZeroLinear(config.poi_features * volume, config.hidden)
         self.vector = nn.Sequential(nn.Linear(NUMBERS + config.hidden, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.hidden))
-        poi_features = config.poi_features if "poi" in self.contexts else 0
-        self.entries = EntryNetwork(config.entries, poi_features) if config.entries else None
+        self.entries = EntryNetwork(config.entries, self.env_features) if config.entries else None
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
         """The batch with its static POI turned into the site embedding `env` (b, 1, s, d) of Eq. 8 (log counts)."""

@@ -16,9 +16,11 @@ from raytraffic.nn.transfer import transfer
 from raytraffic.nn.transformer import initialise
 from raytraffic.scaling import Scaling
 
-__all__ = ["POI_CATEGORIES", "PRESETS", "UomoConfig", "build", "preset"]
+__all__ = ["CONTEXTS", "POI_CATEGORIES", "PRESETS", "UomoConfig", "build", "preset"]
 
 
+#: The contexts a UoMo can look at.
+CONTEXTS = ("users", "expected_users", "poi")
 #: The paper's Table 7.
 POI_CATEGORIES = (
     "Shopping",
@@ -71,9 +73,9 @@ class UomoConfig:
             raise ValueError(f"entries, dropout: {self.entries}, {self.dropout}, expected entries >= 0 and a dropout in [0, 1)")
         if self.entries and self.forecaster.scaling.kind == "global":
             raise ValueError(f"entries: {self.entries} with scaling.kind 'global', expected 0: learned marginals refine a known level")
-        unknown = sorted(set(self.contexts) - {"users", "expected_users", "poi"})
+        unknown = sorted(set(self.contexts) - set(CONTEXTS))
         if unknown:
-            raise ValueError(f"contexts: {unknown}, expected some of ['expected_users', 'poi', 'users']")
+            raise ValueError(f"contexts: {unknown}, expected some of {sorted(CONTEXTS)}")
         if "expected_users" in self.contexts and "users" not in self.contexts:
             raise ValueError(f"contexts: {self.contexts}, expected users where there are expected_users: both are one kind of token")
 
