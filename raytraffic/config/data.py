@@ -19,6 +19,8 @@ class PrepareConfig:
     """Base token: time slots, rows, columns."""
     tile: tuple[int, int] = (4, 4)
     """Rows and columns of a tile of a grid."""
+    window: int = 64
+    """Time slots of the longest window that a model may be trained on or asked about."""
     seed: int = 0
     """Seed of the splits."""
 

@@ -75,6 +75,8 @@ class _FitConfig:
     """Compute the transformer's activations again in the backward pass instead of keeping them: less memory, a third more work."""
     validate_every: int = 250
     """Steps between validation, checkpoint and report."""
+    validation_windows: int = 256
+    """Windows a validation looks at, always the same ones."""
     keep: int = 2
     """Checkpoints kept besides the best."""
     max_failures: int = 3
@@ -92,7 +94,7 @@ class _FitConfig:
         for name in ("silence_cells", "jitter_levels", "shift_rhythm", "forget_cities", "drop_contexts", "expect_users"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number in [0, 1]")
-        at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "keep")
+        at_least_one(self, "steps", "batch", "workers", "threads", "validate_every", "validation_windows", "keep")
         if self.micro_batch is not None:
             at_least_one(self, "micro_batch")
         if self.days is not None and not self.days > 0:

@@ -32,6 +32,8 @@ class City:
     tiles            (m, h * w) index into s of the tiles the series is cut into, -1 for "no cell there", with
                      tile_shape (h, w) and m tile_ids that name the PLACE (equal ids in two periods = the same place);
                      None lets the store cut the grid into tiles, or make one tile a station
+    place            (t, s) int32 where a user who moves is, an index into places, -1 where that is unknown; None where nobody moves
+    places           the names of those places, unique within the city
     refused          (unique_id, reason) of the stations that the source left out because their own rows are at fault
     """
 
@@ -51,6 +53,8 @@ class City:
     tiles: NDArray[np.int64] | None = None
     tile_shape: tuple[int, int] | None = None
     tile_ids: Sequence[str] | None = None
+    place: NDArray[np.int32] | None = None
+    places: Sequence[str] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,6 +103,18 @@ class City:
             self._expect("poi shape", self.poi.shape, (len(self.poi_categories), s))
             if not np.isfinite(self.poi).all() or (self.poi < 0).any():
                 raise ValueError(f"{self.name}.poi: holds negative or non-finite counts, expected counts >= 0")
+
+        self._check_places()
+
+    def _check_places(self) -> None:
+        self._expect("places (unique)", len(set(self.places)), len(self.places))
+        if self.place is None:
+            return
+        self._expect("place shape", self.place.shape, self.traffic.shape[1:])
+        self._expect("place dtype", str(self.place.dtype), "int32")
+        if self.place.min() < -1 or self.place.max() >= len(self.places):
+            found = f"{self.place.min()}..{self.place.max()}"
+            raise ValueError(f"{self.name}.place: indices {found}, expected -1..{len(self.places) - 1}, those of places")
 
     def _check_tiles(self) -> None:
         if self.tiles is None:

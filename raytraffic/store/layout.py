@@ -38,6 +38,12 @@ class Layout:
         if not 0 < self.overlap_steps < self.run_steps:
             raise ValueError(f"layout overlap_steps: {self.overlap_steps}, expected 1..{self.run_steps - 1}")
 
+    @classmethod
+    def for_windows(cls, window: int, *, token: tuple[int, int, int], tile: tuple[int, int], seed: int) -> Layout:
+        """The layout of a store whose longest window has so many steps; a run is at least four windows, so that little is stored twice."""
+        steps = max(cls.run_steps, 4 * window)
+        return cls(token=token, tile=tile, run_steps=-(-steps // token[0]) * token[0], overlap_steps=window, seed=seed)
+
     @property
     def core(self) -> int:
         """Window starts that belong to one run."""

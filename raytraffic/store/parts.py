@@ -44,7 +44,8 @@ class RecordPart:
 
 @dataclass(frozen=True, kw_only=True)
 class CityPart:
-    """All records of a city as they were written, what they agree on, and the stations `refused` in any of them (see City)."""
+    """All records of a city as they were written, what they agree on, the `places` its users move between, and the stations `refused` in
+    any of them (see City)."""
 
     city: str
     step_minutes: int
@@ -53,14 +54,12 @@ class CityPart:
     poi_categories: tuple[str, ...]
     grid: tuple[int, int] | None
     records: tuple[RecordPart, ...]
+    places: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers; without `refused` where there are none, as parts were written before there could be any."""
-        fields = asdict(self)
-        if not self.refused:
-            del fields["refused"]
-        return fields
+        """Plain lists and numbers; without `places` and `refused` where there are none, as parts were written before there could be any."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("places", "refused")}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> CityPart:
@@ -84,6 +83,7 @@ class CityPart:
             poi_categories=tuple(fields["poi_categories"]),
             grid=fields["grid"] and (fields["grid"][0], fields["grid"][1]),
             records=records,
+            places=tuple(fields.get("places", ())),
             refused=tuple((station, reason) for station, reason in fields.get("refused", ())),
         )
 

@@ -126,6 +126,7 @@ def _facts(city: City) -> dict[str, Any]:
         "unit": city.unit,
         "poi_categories": () if city.poi is None else tuple(city.poi_categories),
         "grid": city.grid,
+        "places": tuple(city.places),
     }
 
 
@@ -142,7 +143,8 @@ def _city_entry(part: CityPart) -> dict[str, Any]:
         "series_bytes": sum(record.series_bytes for record in part.records),
         "periods": periods,
     }
-    return {**entry, "refused": part.refused} if part.refused else entry
+    optional = {"refused": part.refused, "places": part.places}
+    return {**entry, **{name: value for name, value in optional.items() if value}}
 
 
 def _finished(out: Location, city: str) -> dict[str, RecordPart]:
@@ -166,7 +168,7 @@ def _write_record(city: City, fingerprint: str, out: Location, layout: Layout) -
     tiles = tile_city(city, layout.tile)
     services, steps, _ = city.shape
     rows = len(tiles.ids) * layout.runs(steps)
-    row_bytes = 4 * layout.cells * (layout.run_steps * (services + 1) + len(city.poi_categories) + 2)
+    row_bytes = 4 * layout.cells * (layout.run_steps * (services + 1 + (city.place is not None)) + len(city.poi_categories) + 2)
     rows_a_shard = max(1, layout.shard_bytes // row_bytes)
     stem = f"{quote(city.name, safe='')}-{quote(city.period, safe='')}-{fingerprint}"
     shards, empty_rows = [], []
@@ -194,9 +196,10 @@ def _fingerprint(city: City, layout: Layout) -> str:
     """Names everything a record's shards depend on."""
     digest = hashlib.blake2b(digest_size=8)
     places = [list(city.sites), city.tile_shape, None if city.tile_ids is None else list(city.tile_ids)]
-    names = {**_facts(city), "period": city.period, "start": city.start.isoformat(), "places": places, "layout": layout.to_json()}
+    facts = {name: value for name, value in _facts(city).items() if name != "places" or value}
+    names = {**facts, "period": city.period, "start": city.start.isoformat(), "places": places, "layout": layout.to_json()}
     digest.update(json.dumps([SCHEMA_VERSION, names], sort_keys=True).encode())
-    for array in (city.traffic, city.users, city.poi, city.xy, city.tiles):
+    for array in (city.traffic, city.users, city.poi, city.xy, city.tiles, *(() if city.place is None else (city.place,))):
         if array is None:
             digest.update(b"none")
         else:

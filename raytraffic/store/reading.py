@@ -51,6 +51,11 @@ class Store:
         return sum(city["series_bytes"] for city in self.manifest["cities"].values())
 
     @property
+    def places(self) -> dict[str, tuple[str, ...]]:
+        """By city, where users move: the names of the places that its runs' `place` indexes."""
+        return {name: tuple(city["places"]) for name, city in self.manifest["cities"].items() if "places" in city}
+
+    @property
     def refused(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """By city, where its source left any out: (unique_id, reason) of the stations whose own rows are at fault, sorted."""
         cities = self.manifest["cities"].items()

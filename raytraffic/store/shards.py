@@ -18,24 +18,29 @@ from raytraffic.tokens import tokenise, untokenise
 __all__ = ["BYTE_SPLIT", "Run", "decode", "decode_series", "encode", "epoch_minute"]
 
 #: Leaves whose float32 values compress better when their four bytes are stored apart.
-BYTE_SPLIT = ("traffic.list.element", "users.list.element")
+BYTE_SPLIT = ("traffic.list.element", "users.list.element", "place.list.element")
 
 _Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One decoded row: `traffic` (c, t, s), `users` (t, s), `poi` (k, s) with the city's own categories, `xy` (s, 2); t = run_steps."""
+    """One decoded row: `traffic` (c, t, s), `users` (t, s), `poi` (k, s) with the city's own categories, `xy` (s, 2); t = run_steps.
+
+    `place` (t, s) indexes the city's places, NaN where that is unknown; None where nobody moves.
+    """
 
     traffic: _Floats
     users: _Floats
     poi: _Floats
     xy: _Floats
+    place: _Floats | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return self.traffic.nbytes + self.users.nbytes + self.poi.nbytes + self.xy.nbytes
+        arrays = (self.traffic, self.users, self.poi, self.xy, self.place)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def epoch_minute(city: City) -> int:
@@ -69,6 +74,9 @@ def encode(city: City, tiles: Tiles, rows: range, layout: Layout) -> tuple[pa.Ta
     }
     if city.poi is not None and len(city.poi):  # a tensor column cannot have an empty shape
         columns["poi"] = _tensors(_at_cells(city.poi, cells, 0.0))
+    if city.place is not None:  # indexes are whole float32 numbers, far under 2^24
+        place = np.where(city.place < 0, np.float32(np.nan), city.place.astype(np.float32))
+        columns["place"] = _tensors(_to_tokens(_cut(place[None], cells, run, layout), layout)[:, :, :, :, 0])
     empty = ~np.isfinite(traffic).any(axis=(1, 2, 3, 4))
     return pa.table(columns), [int(k) for k in np.flatnonzero(empty) + rows.start]
 
@@ -79,14 +87,22 @@ def decode(table: pa.Table, layout: Layout) -> list[Run]:
     nothing = np.zeros((len(table), 0, layout.cells), dtype=np.float32)
     poi = _ndarray(table, "poi") if "poi" in table.column_names else nothing
     xy = _ndarray(table, "xy")
+    place = _single(table, "place", layout) if "place" in table.column_names else None
     # Copies, so that a run kept in memory does not keep the row group it came from.
-    return [Run(traffic[i].copy(), users[i].copy(), poi[i].copy(), xy[i].copy()) for i in range(len(table))]
+    return [
+        Run(traffic[i].copy(), users[i].copy(), poi[i].copy(), xy[i].copy(), None if place is None else place[i].copy())
+        for i in range(len(table))
+    ]
 
 
 def decode_series(table: pa.Table, layout: Layout) -> tuple[_Floats, _Floats]:
     """Traffic (row, c, t, s) and users (row, t, s) of a table's columns of these names."""
-    users = np.expand_dims(_ndarray(table, "users"), 4)
-    return _from_tokens(_ndarray(table, "traffic"), layout), _from_tokens(users, layout)[:, 0]
+    return _from_tokens(_ndarray(table, "traffic"), layout), _single(table, "users", layout)
+
+
+def _single(table: pa.Table, name: str, layout: Layout) -> _Floats:
+    """(row, t, s) of a column of one number a step and cell."""
+    return _from_tokens(np.expand_dims(_ndarray(table, name), 4), layout)[:, 0]
 
 
 def _cut(series: _Floats, cells: NDArray[np.int64], run: NDArray[np.int64], layout: Layout) -> _Floats:

@@ -187,7 +187,7 @@ class Run:
     @torch.no_grad()
     def _validation_loss(self) -> float:
         """The loss of the averaged weights on fixed windows, masks and noise; NaN without a validation part."""
-        columns = self.windows.validation(limit=256)
+        columns = self.windows.validation(self.config.validation_windows)
         if columns is None:
             return float("nan")
         tasks = named_tasks(self.config.tasks)

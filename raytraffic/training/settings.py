@@ -16,7 +16,8 @@ from raytraffic.forecaster import Forecaster
 from raytraffic.masks import named_tasks
 from raytraffic.resume import newest
 from raytraffic.store import Store, open_store
-from raytraffic.windows import Selection, Windows, windows_for
+from raytraffic.types import CONTEXTS
+from raytraffic.windows import Selection, Windows, environment_features, windows_for
 
 __all__ = ["FREE", "asked_share", "check", "finished", "initial_model", "keep_settings", "model_config", "optimisation", "selected_windows"]
 
@@ -91,10 +92,15 @@ def initial_model(config: TrainConfig | FinetuneConfig, store: Store) -> tuple[s
 
 def model_config(config: TrainConfig, store: Store) -> Any:
     """The configuration of the model that a run trains on a store."""
-    contexts = tuple(name for name in config.contexts if name in _contexts(store))
-    preset = with_options(registry.model(config.model).preset(config.preset), config.options, "options")
+    entry = registry.model(config.model)
+    unknown = sorted(set(config.contexts) - set(CONTEXTS))
+    if unknown:
+        raise ValueError(f"contexts: {unknown}, expected some of {sorted(entry.contexts)}")
+    contexts = tuple(name for name in config.contexts if name in entry.contexts and name in _contexts(store))
+    preset = with_options(entry.preset(config.preset), config.options, "options")
     poi = store.poi_categories if "poi" in contexts else ()
-    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window)
+    env = {"env_features": environment_features(store)} if "env" in contexts else {}
+    return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window, **env)
 
 
 def asked_share(config: TrainConfig | FinetuneConfig) -> float:
@@ -111,4 +117,4 @@ def selected_windows(config: TrainConfig | FinetuneConfig, store: Store, chosen:
 def _contexts(store: Store) -> set[str]:
     """The contexts that at least one city of a store has."""
     users = {"users", "expected_users"} if any(city["has_users"] for city in store.manifest["cities"].values()) else set()
-    return users | ({"poi"} if store.poi_categories else set())
+    return users | ({"poi"} if store.poi_categories else set()) | ({"env"} if environment_features(store) else set())

@@ -35,6 +35,8 @@ from raytraffic.windows import windows_for
 __all__ = ["PlannedRun", "carry_out", "hours", "plan", "planned_columns", "read_row", "write_row"]
 
 _ROW = "row.json"
+#: Validations of a run, and the share of its training's windows that they look at in all, within these bounds of each.
+_VALIDATIONS, _VALIDATED, _FEWEST, _MOST = 10, 0.075, 32, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,10 @@ class _Data:
         if "warmup" not in given:
             config = replace(config, warmup=max(1, min(config.warmup, steps // 10)))
         if "validate_every" not in given:
-            config = replace(config, validate_every=max(1, steps // 10))
+            config = replace(config, validate_every=max(1, steps // _VALIDATIONS))
+        if "validation_windows" not in given:
+            wanted = round(_VALIDATED * steps * config.batch / _VALIDATIONS)
+            config = replace(config, validation_windows=min(max(wanted, _FEWEST), _MOST))
         identity = {name: value for name, value in to_json(config).items() if name not in FREE}
         text = json.dumps([self.digest, identity, to_json(self.heldout)], sort_keys=True)
         address = hashlib.sha256(text.encode()).hexdigest()[:16]

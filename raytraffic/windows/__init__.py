@@ -4,6 +4,7 @@ from raytraffic.windows.collate import to_batch
 from raytraffic.windows.cut import Columns, RunReader, city_columns, cut_windows
 from raytraffic.windows.order import Pool, TrainingOrder, evaluation_windows
 from raytraffic.windows.stream import Share, local_batches
+from raytraffic.windows.surroundings import environment_features
 from raytraffic.windows.view import Selection, Windows, windows_for
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Windows",
     "city_columns",
     "cut_windows",
+    "environment_features",
     "evaluation_windows",
     "local_batches",
     "to_batch",

@@ -70,7 +70,7 @@ class RunReader:
         self._footers[shard] = footer
         if len(self._footers) > _FOOTERS:
             self._footers.popitem(last=False)
-        columns = [name for name in ("traffic", "users", "xy", "poi") if name in footer.schema.to_arrow_schema().names]
+        columns = [name for name in ("traffic", "users", "xy", "poi", "place") if name in footer.schema.to_arrow_schema().names]
         table = location.read_table(columns, [group], footer).take(store.index.row[rows] - group * store.layout.row_group_rows)
         for row, run in zip(rows, decode(table, store.layout), strict=True):
             self._keep(row, run)
@@ -93,6 +93,7 @@ def cut_windows(
 
     traffic (n, c, t, s) and users (n, t, s) float32, NaN where nothing was measured (a window may reach past its series' end);
     poi (n, k, s) in the reader's categories, 0 where a city does not know one; xy (n, s, 2) metres or NaN;
+    place (n, t, s) index into the city's places, -1 where that is unknown, in stores of users who move;
     clock (n, t, 2) slot of day and weekday; step_minutes, key, city (code of `index.cities`), row, start (n,);
     profile (n, t), reference (n, c), modes (n, t, k) and persistence (n, p) of the city, 1 and NaN where `statistics` know nothing of it.
 
@@ -134,6 +135,7 @@ def _entries(reader: RunReader, rows: _Ints, offset: _Ints, window: int, horizon
     users = np.full((n, window + horizon, cells), np.nan, dtype=np.float32)
     poi = np.zeros((n, len(reader.poi_categories), cells), dtype=np.float32)
     xy = np.empty((n, cells, 2), dtype=np.float32)
+    place = np.full((n, window + horizon, cells), -1, dtype=np.int64) if store.places else None
     order = np.argsort(rows, kind="stable")
     distinct, first = np.unique(rows[order], return_index=True)
     members = dict(zip(distinct.tolist(), np.split(order, first[1:]), strict=True)) if n else {}
@@ -147,7 +149,10 @@ def _entries(reader: RunReader, rows: _Ints, offset: _Ints, window: int, horizon
         in_union[reader.poi_order[city]] = run.poi[reader.poi_known[city]]
         poi[mine] = in_union
         xy[mine] = run.xy
-    return {"traffic": traffic, "users": users, "poi": poi, "xy": xy}
+        if place is not None and run.place is not None:
+            known = np.lib.stride_tricks.sliding_window_view(np.nan_to_num(run.place, nan=-1), window, axis=0)
+            place[mine, :window] = known.transpose(0, 2, 1)[offset[mine]]
+    return {"traffic": traffic, "users": users, "poi": poi, "xy": xy, **({} if place is None else {"place": place})}
 
 
 def _measured(store: Store, city: _Ints, slot: _Ints, weekday: _Ints, statistics: Statistics) -> Columns:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raytraffic.masks import Task
@@ -16,6 +17,7 @@ from raytraffic.types import TrafficBatch
 from raytraffic.windows.collate import to_batch
 from raytraffic.windows.cut import Columns, RunReader, cut_windows
 from raytraffic.windows.order import TrainingOrder, evaluation_windows
+from raytraffic.windows.surroundings import Surroundings
 
 __all__ = ["Selection", "Windows", "windows_for"]
 
@@ -46,7 +48,10 @@ _EVERYTHING = Selection()
 
 
 class Windows:
-    """The windows of `window` steps of one split; it can be sent to another process, which then reads for itself."""
+    """The windows of `window` steps of one split; it can be sent to another process, which then reads for itself.
+
+    With `environment` a window says which vector of the store's embeddings (windows.surroundings) is each cell's, and a batch has them.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Windows:
         window: int = 64,
         poi_categories: tuple[str, ...] | None = None,
         selection: Selection = _EVERYTHING,
+        environment: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}, expected one of {SPLITS}")
@@ -65,9 +71,10 @@ class Windows:
         self.window = window
         self.poi_categories = store.poi_categories if poi_categories is None else poi_categories
         self.selection = selection
+        self.environment = environment
 
-    def __reduce__(self) -> tuple[type[Windows], tuple[Store, SplitName, int, tuple[str, ...], Selection]]:
-        return Windows, (self.store, self.split, self.window, self.poi_categories, self.selection)
+    def __reduce__(self) -> tuple[type[Windows], tuple[Store, SplitName, int, tuple[str, ...], Selection, bool]]:
+        return Windows, (self.store, self.split, self.window, self.poi_categories, self.selection, self.environment)
 
     @cached_property
     def assignment(self) -> Assignment:
@@ -89,6 +96,11 @@ class Windows:
         """This process's reader."""
         return RunReader(self.store, _CACHE_BYTES, self.poi_categories)
 
+    @cached_property
+    def surroundings(self) -> Surroundings:
+        """This process's table of environment vectors."""
+        return Surroundings.of(self.store)
+
     def training(self, seed: int) -> TrainingOrder:
         """The endless training order; ValueError when there is no training window."""
         return TrainingOrder(self.store.index, self.assignment, self.window, seed)
@@ -108,7 +120,23 @@ class Windows:
 
     def cut(self, rows: NDArray[np.int64], starts: NDArray[np.int64], window: int | None = None, horizon: int = 0) -> Columns:
         """The columns of some windows (`window` steps of history and `horizon` unknown ones, where given)."""
-        return cut_windows(self.reader, rows, starts, window or self.window, self.statistics, horizon)
+        columns = cut_windows(self.reader, rows, starts, window or self.window, self.statistics, horizon)
+        place = columns.pop("place", None)
+        if self.environment:
+            columns["environment"] = self._environment(rows, place)
+        return columns
+
+    def _environment(self, rows: NDArray[np.int64], place: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """(n, t|1, s) rows of the table of environment vectors: of the places where users are, or of the sites."""
+        index = self.store.index
+        found = np.full((len(rows), 1, self.store.layout.cells) if place is None else place.shape, -1, dtype=np.int64)
+        for code in np.unique(index.city[rows]):
+            name, mine = index.cities[code], np.flatnonzero(index.city[rows] == code)
+            if place is not None and name in self.surroundings.places:
+                found[mine] = self.surroundings.of_places(name, place[mine])
+            else:
+                found[mine] = self.surroundings.of_sites(name, self.site_names(rows[mine]))[:, None]
+        return found
 
     def site_names(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """(n, s) names of the sites of the tiles of some index rows, "" where a tile has no cell."""
@@ -122,7 +150,11 @@ class Windows:
 
     def batch(self, columns: Columns) -> TrafficBatch:
         """Columns as a batch in which everything measured is known."""
-        return to_batch(columns, None, self.store.layout.tile)
+        batch = to_batch(columns, None, self.store.layout.tile)
+        if not self.environment:
+            return batch
+        env = self.surroundings.vectors[torch.from_numpy(columns["environment"])]
+        return replace(batch, context={**batch.context, "env": env})
 
 
 class _Takes(Protocol):
@@ -130,6 +162,7 @@ class _Takes(Protocol):
 
     services: int
     window: int
+    contexts: tuple[str, ...]
     poi_categories: tuple[str, ...]
 
 
@@ -137,4 +170,4 @@ def windows_for(store: Store, split: SplitName, model: _Takes, selection: Select
     """A store's windows as a trained model takes them; ValueError when the store has another number of services."""
     if len(store.services) != model.services:
         raise ValueError(f"{store.location}: services {list(store.services)}, expected {model.services} as the model was trained on")
-    return Windows(store, split, model.window, model.poi_categories, selection)
+    return Windows(store, split, model.window, model.poi_categories, selection, environment="env" in model.contexts)

@@ -65,6 +65,8 @@ def test_a_study_leaves_a_row_a_run_and_a_report(studied: Path) -> None:
     for row in found:
         assert row["flops"] > 0 and 0 < row["in_loss"] < 10 and 0 < row["out_loss"] < 10
         assert all(row[f"{domain}_short_{figure}"] > 0 for domain in ("in", "out") for figure in ("crps", "rmse", "mae"))
+        # Twenty steps of eight windows: a validation looks at as few windows as one may.
+        assert json.loads(row["config"])["validation_windows"] == 32
         assert row["curve_step"] == list(range(2, 21, 2)) and row["cities"] == ["east", "middle"]
     assert "w24" in (studied / "report.html").read_text()
 
