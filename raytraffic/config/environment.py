@@ -16,8 +16,8 @@ class ScenesConfig:
     """Which sites there are, and where their images and texts come from."""
 
     sites: tuple[str, ...]
-    """Where sites are: tables (CSV or Parquet: city, unique_id, lat, lon, and a column poi:<category> for each count that is known), and
-    synthetic cities as in `prepare`, e.g. synthetic:east?grid=8x8."""
+    """Where sites are: tables (CSV or Parquet: city, unique_id, lat, lon, columns poi:<category> of counts and land:<kind> of
+    shares that are known), and synthetic cities as in `prepare`, e.g. synthetic:east?grid=8x8."""
     tiles: str = "synthetic"
     """Where images come from: `synthetic` (the synthetic cities among the sites, as they are rendered), a folder or s3:// URL of
     slippy-map tiles, a zip file of them, or the URL template of a map service with {z}, {x} and {y}, in which {key} stands for
@@ -35,6 +35,8 @@ class ScenesConfig:
     of the environment name."""
     topics: tuple[Literal["land use", "image", "poi", "place"], ...] = ("image", "poi")
     """What the template speaks of."""
+    refine: bool = True
+    """Drop what the texts repeat, guess or say wrong (raytraffic.environment.refine); an audit says of every sentence what became of it."""
     cache: str | None = None
     """Folder or s3:// URL that keeps a map service's tiles and a vision model's answers; needed for these."""
     user_agent: str | None = None

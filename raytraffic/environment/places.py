@@ -1,7 +1,7 @@
 """The sites whose environment is wanted, and the scene of each: its image, what is known of it, and what is said of it.
 
-A site is "city/unique_id" everywhere. Sites are read from tables (city, unique_id, lat, lon in WGS 84 degrees, and poi:<category> counts)
-and from synthetic cities; what a prepared store knows of a site's place is in metres only, so its own site table is asked for here.
+A site is "city/unique_id" everywhere. Sites are read from tables (city, unique_id, lat, lon in WGS 84 degrees, poi:<category> counts and
+land:<kind> shares of the land in its image) and from synthetic cities; what a prepared store knows of a site's place is in metres only, so its own site table is asked for here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from raytraffic.environment.describe import Describer, Facts, Scene, TemplateDes
 from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.landscape import landscape
 from raytraffic.environment.mercator import MAX_LATITUDE, check_place
+from raytraffic.environment.refine import Audit, Refined, refine
 from raytraffic.environment.render import SyntheticTiles
 from raytraffic.environment.statistics import image_statistics
 from raytraffic.environment.tiles import FolderTiles, MissingTileError, RgbImage, Tiles, ZipTiles
@@ -31,24 +32,25 @@ from raytraffic.sources.open import open_source
 from raytraffic.sources.sheet import Columns, Sheet
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 
-__all__ = ["Pair", "Place", "open_describer", "open_tiles", "pairs", "read_places"]
+__all__ = ["Pair", "Paired", "Place", "open_describer", "open_tiles", "pairs", "read_places"]
 
 #: Environment variable that holds the key of a map service.
 KEY = "RAYTRAFFIC_TILES_KEY"
 _COLUMNS = ("city", "unique_id", "lat", "lon")
-_POI = "poi:"
+_POI, _LAND = "poi:", "land:"
 _SYNTHETIC = "synthetic:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A site: where it lies in degrees, and the POI counts known of its surroundings."""
+    """A site: where it lies in degrees, the POI counts known of its surroundings, and the shares of kinds of land in its image."""
 
     city: str
     unique_id: str
     longitude: float
     latitude: float
     poi: Mapping[str, int] = field(default_factory=dict)
+    land_use: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_place(self.longitude, self.latitude)
@@ -66,6 +68,15 @@ class Pair:
     site: str
     image: RgbImage
     text: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """Image and text of the sites that have both, in order, why the others have not, by site, and what became of every sentence."""
+
+    pairs: tuple[Pair, ...]
+    failures: Mapping[str, str]
+    audit: tuple[Audit, ...]
 
 
 def read_places(config: ScenesConfig) -> list[Place]:
@@ -108,28 +119,39 @@ def open_describer(config: ScenesConfig) -> Describer:
     return TemplateDescriber(topics=config.topics)
 
 
-def pairs(places: Sequence[Place], tiles: Tiles, describer: Describer, config: ScenesConfig) -> tuple[list[Pair], dict[str, str]]:
-    """Image and text of the sites that have both, in order, and why the others have not, by site."""
-    scenes, failures = [], {}
+def pairs(places: Sequence[Place], tiles: Tiles, describer: Describer, config: ScenesConfig) -> Paired:
+    """Image and text of sites, the texts refined where that is asked for."""
+    scenes: list[Scene] = []
+    failures: dict[str, str] = {}
     for place in places:
         try:
             scenes.append(_scene(place, tiles, config))
         except MissingTileError as error:
             failures[place.site] = str(error)
-    found = []
-    for scene, description in zip(scenes, describer.describe(scenes), strict=True):
-        if description.failure is None:
+    found: list[Pair] = []
+    audit: list[Audit] = []
+    for scene, told in zip(scenes, describer.describe(scenes), strict=True):
+        refined = refine(told, scene, metres_per_pixel=config.metres / config.pixels) if config.refine else Refined(description=told)
+        audit += refined.audit
+        if refined.description.failure is None:
             assert scene.image is not None
-            found.append(Pair(site=scene.facts.site, image=scene.image, text=description.text))
+            found.append(Pair(site=scene.facts.site, image=scene.image, text=refined.description.text))
         else:
-            failures[scene.facts.site] = description.failure
-    return found, failures
+            failures[scene.facts.site] = refined.description.failure
+    return Paired(pairs=tuple(found), failures=failures, audit=tuple(audit))
 
 
 def _scene(place: Place, tiles: Tiles, config: ScenesConfig) -> Scene:
     image = tiles.image(place.longitude, place.latitude, metres=config.metres, pixels=config.pixels)
     statistics = image_statistics(image)
-    facts = Facts(site=place.site, longitude=place.longitude, latitude=place.latitude, poi=place.poi, statistics=statistics)
+    facts = Facts(
+        site=place.site,
+        longitude=place.longitude,
+        latitude=place.latitude,
+        poi=place.poi,
+        statistics=statistics,
+        land_use=place.land_use or None,
+    )
     return Scene(facts=facts, image=image)
 
 
@@ -162,11 +184,24 @@ def _table_places(source: str) -> Iterator[Place]:
     sheet = Sheet(source, "sites", _COLUMNS, Columns(), Refused(skip=False))
     names = [sheet.texts(column) for column in ("city", "unique_id")]
     latitude, longitude = sheet.degrees("lat", MAX_LATITUDE), sheet.degrees("lon", 180)
-    columns = [str(name) for name in sheet.frame if str(name).startswith(_POI)]
-    counts = {column.removeprefix(_POI): _counts(sheet, column) for column in columns}
+    names_of = {prefix: [str(name) for name in sheet.frame if str(name).startswith(prefix)] for prefix in (_POI, _LAND)}
+    counts = {column.removeprefix(_POI): _counts(sheet, column) for column in names_of[_POI]}
+    land = {column.removeprefix(_LAND): _shares(sheet, column) for column in names_of[_LAND]}
     for row, (city, unique_id) in enumerate(zip(*names, strict=True)):
         poi = {category: int(values[row]) for category, values in counts.items()}
-        yield Place(city=city, unique_id=unique_id, longitude=float(longitude[row]), latitude=float(latitude[row]), poi=poi)
+        shares = {kind: float(values[row]) for kind, values in land.items() if values[row]}
+        yield Place(
+            city=city, unique_id=unique_id, longitude=float(longitude[row]), latitude=float(latitude[row]), poi=poi, land_use=shares
+        )
+
+
+def _shares(sheet: Sheet, column: str) -> NDArray[np.float64]:
+    """A column of shares."""
+    values = sheet.numbers(column)
+    sheet.refuse(
+        ~((values >= 0) & (values <= 1)), lambda row: f"row {row + 1}, column {column!r}: {values[row]}, expected a share in [0, 1]"
+    )
+    return values
 
 
 def _counts(sheet: Sheet, column: str) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from raytraffic.config.environment import EmbedConfig
 from raytraffic.environment.embeddings import EmbeddingStore, Entry, content_key
 from raytraffic.environment.encoder import ImageTextEncoder, encoder_address
 from raytraffic.environment.places import Pair, Place, open_describer, open_tiles, pairs, read_places
+from raytraffic.environment.refine import write_audit
 from raytraffic.files import Location
 from raytraffic.lease import held
 from raytraffic.on_ray.cluster import connect, dataset
@@ -36,7 +37,8 @@ _MACHINERY = {"sites", "cache", "user_agent", "requests_per_second"}
 
 
 def embed(config: EmbedConfig) -> Location:
-    """Embeds what is missing into the store at `out` and returns it; `failures.parquet` there says why a site has no vectors.
+    """Embeds what is missing into the store at `out` and returns it; `failures.parquet` there says why a site has no vectors, and the
+    files of `audit/` what became of every sentence that was said of those looked at.
 
     Raises ValueError for wrong sources, a store of another encoder, an `out` that another process writes to, and where no site could be
     embedded.
@@ -133,13 +135,16 @@ class _Embedder:
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[str]]:
         places = [from_json(Place, place, "place") for place in json.loads(str(item["places"][0]))]
-        found, failures = pairs(places, self.tiles, self.describer, self.config.scenes)
-        keys = {pair.site: content_key(self.store.encoder, pair.image, pair.text) for pair in found}
-        content = {keys[pair.site]: pair for pair in found}
+        made = pairs(places, self.tiles, self.describer, self.config.scenes)
+        keys = {pair.site: content_key(self.store.encoder, pair.image, pair.text) for pair in made.pairs}
+        content = {keys[pair.site]: pair for pair in made.pairs}
         missing = sorted(key for key in content if key not in self.known)
         shard = self._write(missing, [content[key] for key in missing]) if missing else ""
+        if made.audit:
+            name = hashlib.sha256(json.dumps([place.site for place in places]).encode()).hexdigest()[:32]
+            write_audit(made.audit, Location.of(self.config.out).child("audit", f"{name}.parquet"))
         entries = [(site, key, self.known.get(key, shard)) for site, key in keys.items()]
-        return {"result": [json.dumps({"found": entries, "failures": failures, "computed": len(missing)})]}
+        return {"result": [json.dumps({"found": entries, "failures": made.failures, "computed": len(missing)})]}
 
     def _write(self, keys: Sequence[str], content: Sequence[Pair]) -> str:
         """Computes and writes the vectors of some content."""

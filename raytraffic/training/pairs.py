@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raytraffic.config.environment import ContrastConfig
 from raytraffic.environment.places import Place, open_describer, open_tiles, pairs, read_places
+from raytraffic.environment.refine import write_audit
 from raytraffic.environment.tiles import RgbImage
 from raytraffic.files import Location
 
@@ -44,10 +45,11 @@ def missing_parts(config: ContrastConfig) -> list[tuple[int, list[Place]]]:
 
 
 def make_part(config: ContrastConfig, number: int, places: Sequence[Place]) -> None:
-    """Writes a part; a site without image or text says why in place of them."""
-    found, failures = pairs(places, open_tiles(config.scenes), open_describer(config.scenes), config.scenes)
-    rows = [{"site": pair.site, "text": pair.text, "pixels": pair.image.tobytes()} for pair in found]
-    rows += [{"site": site, "failure": reason} for site, reason in failures.items()]
+    """Writes a part, and beside it the audit of its texts; a site without image or text says why in place of them."""
+    made = pairs(places, open_tiles(config.scenes), open_describer(config.scenes), config.scenes)
+    write_audit(made.audit, Location.of(config.out).child("audit", _name(number)))
+    rows = [{"site": pair.site, "text": pair.text, "pixels": pair.image.tobytes()} for pair in made.pairs]
+    rows += [{"site": site, "failure": reason} for site, reason in made.failures.items()]
     _folder(config).child(_name(number)).write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from raytraffic.config import from_json, to_json
 from raytraffic.config.environment import ContrastConfig, EmbedConfig, ScenesConfig
-from raytraffic.environment.describe import TemplateDescriber
+from raytraffic.environment.describe import Description, Scene, TemplateDescriber
 from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.places import Place, open_describer, open_tiles, pairs, read_places
 from raytraffic.environment.tiles import FolderTiles, ZipTiles
@@ -121,16 +122,47 @@ def test_a_site_without_image_fails_alone() -> None:
     config = ScenesConfig(sites=(EAST,), pixels=16)
     places = read_places(config)[:2]
     lost = Place(city="x", unique_id="1", longitude=places[0].longitude + 1, latitude=0.0)
-    found, failures = pairs([places[0], lost, places[1]], open_tiles(config), open_describer(config), config)
+    made = pairs([places[0], lost, places[1]], open_tiles(config), open_describer(config), config)
+    found = made.pairs
     assert [pair.site for pair in found] == [places[0].site, places[1].site]
-    assert failures.keys() == {"x/1"} and "expected a place in one of the synthetic cities" in failures["x/1"]
+    assert made.failures.keys() == {"x/1"} and "expected a place in one of the synthetic cities" in made.failures["x/1"]
     assert all(pair.image.shape == (16, 16, 3) and pair.text for pair in found)
-    alone, _ = pairs(places[1:], open_tiles(config), open_describer(config), config)
-    assert alone[0].text == found[1].text and np.array_equal(alone[0].image, found[1].image)
+    (alone,) = pairs(places[1:], open_tiles(config), open_describer(config), config).pairs
+    assert alone.text == found[1].text and np.array_equal(alone.image, found[1].image)
 
 
 def test_a_site_without_text_fails_alone() -> None:
     config = ScenesConfig(sites=(EAST,), pixels=16, topics=("land use",))
     places = read_places(config)[:1]
-    found, failures = pairs(places, open_tiles(config), open_describer(config), config)
-    assert found == [] and failures == {places[0].site: "no fact of land use is known"}
+    made = pairs(places, open_tiles(config), open_describer(config), config)
+    assert made.pairs == () and made.failures == {places[0].site: "no fact of land use is known"}
+
+
+class Parrot:
+    """A describer that says the same of every place: something true, a guess, and something false of a place without water."""
+
+    name = "parrot"
+    SAID = "The buildings are packed densely along the roads. It seems to be a pleasant day. About 90% of the image is water."
+
+    def describe(self, scenes: Sequence[Scene]) -> list[Description]:
+        return [Description(site=scene.facts.site, describer=self.name, text=self.SAID) for scene in scenes]
+
+
+def test_texts_are_refined_and_every_sentence_is_accounted_for() -> None:
+    config = ScenesConfig(sites=(EAST,), pixels=32)
+    places = read_places(config)[:2]
+    made = pairs(places, open_tiles(config), Parrot(), config)
+    assert [pair.text for pair in made.pairs] == ["The buildings are packed densely along the roads."] * 2
+    assert [(record.sentence, record.decision) for record in made.audit] == 2 * [(0, "keep"), (1, "drop"), (2, "drop")]
+    as_said = pairs(places, open_tiles(config), Parrot(), dataclasses.replace(config, refine=False))
+    assert as_said.pairs[0].text == Parrot.SAID and as_said.audit == ()
+
+
+def test_a_table_tells_of_the_land(tmp_path: Path) -> None:
+    table = tmp_path / "sites.csv"
+    table.write_text("city,unique_id,lat,lon,land:housing,land:park\na,1,1.5,2.5,0.25,0\n")
+    config = ScenesConfig(sites=(str(table),))
+    assert read_places(config)[0].land_use == {"housing": 0.25}
+    table.write_text("city,unique_id,lat,lon,land:housing\na,1,1.5,2.5,1.2\n")
+    with pytest.raises(ValueError, match=r"row 1, column 'land:housing': 1\.2, expected a share in \[0, 1\]"):
+        read_places(config)

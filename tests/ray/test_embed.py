@@ -47,12 +47,12 @@ def test_embedding_is_the_same_by_any_workers_and_computes_nothing_twice(cluster
     one, two = tmp_path / "one", tmp_path / "two"
     embed(settings(one, encoder, workers=1))
     embed(settings(two, encoder, workers=2))
-    assert files(one) == files(two) and len(files(one)) == 5 + 2  # shards, index and failures
+    assert files(one) == files(two) and len(files(one)) == 5 + 5 + 2  # shards, audits, index and failures
     assert summary(one)["computed"] == summary(one)["sites"] == 25
 
     config = settings(one, encoder)
     places = read_places(config.scenes)
-    scenes, _ = pairs(places, open_tiles(config.scenes), open_describer(config.scenes), config.scenes)
+    scenes = pairs(places, open_tiles(config.scenes), open_describer(config.scenes), config.scenes).pairs
     model = ImageTextEncoder.load(encoder)
     images, texts = EmbeddingStore.open(str(one)).read_both([pair.site for pair in scenes])
     assert np.allclose(images, model.images([pair.image for pair in scenes]).numpy(), atol=1e-6)
