@@ -82,6 +82,8 @@ def turn_tiles(batch: TrafficBatch, seeds: Tensor) -> TrafficBatch:
         return value.gather(-1, order.reshape(-1, *(1,) * (value.ndim - 2), h * w).expand_as(value))
 
     context = {name: turn(value) if name in _ALONG_CELLS else value for name, value in batch.context.items()}
+    if "env" in context:
+        context["env"] = turn(context["env"].transpose(2, 3)).transpose(2, 3)
     xy = None if batch.space.xy is None else batch.space.xy.gather(1, order[..., None].expand_as(batch.space.xy))
     return replace(batch, traffic=turn(batch.traffic), known=turn(batch.known), space=replace(batch.space, xy=xy), context=context)
 
@@ -175,10 +177,11 @@ def expect_users(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBat
 
 
 def drop_contexts(batch: TrafficBatch, seeds: Tensor, share: float) -> TrafficBatch:
-    """Each of users and POI taken away from a `share` of the windows, independently: users become NaN, POI counts 0."""
+    """Each of users, POI and environment taken away from a `share` of the windows, independently: NaN where POI counts are 0."""
     context = dict(batch.context)
-    for number, name, nothing in ((2, "users", torch.nan), (2, "expected_users", torch.nan), (3, "poi", 0.0)):
+    for number, name, nothing in ((2, "users", torch.nan), (2, "expected_users", torch.nan), (3, "poi", 0.0), (14, "env", torch.nan)):
         if name in context:
-            dropped = uniform(derive(seeds, number), _STREAM, ()) < share
-            context[name] = torch.where(dropped[:, None, None], torch.full_like(context[name], nothing), context[name])
+            value = context[name]
+            dropped = (uniform(derive(seeds, number), _STREAM, ()) < share).reshape(-1, *(1,) * (value.ndim - 1))
+            context[name] = torch.where(dropped, torch.full_like(value, nothing), value)
     return replace(batch, context=context)

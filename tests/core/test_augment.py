@@ -35,8 +35,14 @@ def same(one: TrafficBatch, other: TrafficBatch) -> bool:
     return one.context.keys() == other.context.keys() and all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in pairs)
 
 
+def with_environment(batch: TrafficBatch) -> TrafficBatch:
+    """The batch with an environment of three features a cell."""
+    env = torch.rand(len(batch.key), 1, 16, 3, generator=torch.Generator().manual_seed(1))
+    return replace(batch, context={**batch.context, "env": env})
+
+
 def test_cells_move_together_and_by_every_symmetry() -> None:
-    batch = seasonal_batch(200)
+    batch = with_environment(seasonal_batch(200))
     turned = turn_tiles(batch, torch.arange(200))
     label = torch.arange(16.0)
     seen = set()
@@ -48,6 +54,7 @@ def test_cells_move_together_and_by_every_symmetry() -> None:
         assert torch.equal(turned.known[i], batch.known[i][..., order])
         assert torch.equal(turned.context["users"][i].nan_to_num(), batch.context["users"][i][..., order].nan_to_num())
         assert torch.equal(turned.context["poi"][i], batch.context["poi"][i][..., order])
+        assert torch.equal(turned.context["env"][i], batch.context["env"][i][:, order])
         # Neighbours stay neighbours.
         grid = label[order].reshape(4, 4)
         step = (grid[:, 1:] - grid[:, :-1]).abs()
@@ -57,13 +64,16 @@ def test_cells_move_together_and_by_every_symmetry() -> None:
 
 
 def test_contexts_are_dropped_by_share_and_independently() -> None:
-    batch = seasonal_batch(400)
+    batch = with_environment(seasonal_batch(400))
     dropped = drop_contexts(batch, torch.arange(400), 0.5)
     no_users = dropped.context["users"].isnan().all(dim=2).all(dim=1)
     no_poi = (dropped.context["poi"] == 0).all(dim=2).all(dim=1)
     assert 0.4 < float(no_users.float().mean()) < 0.6
     assert 0.4 < float(no_poi.float().mean()) < 0.6
     assert 0.15 < float((no_users & no_poi).float().mean()) < 0.35
+    no_env = dropped.context["env"].isnan().flatten(1).all(dim=1)
+    assert torch.equal(no_env, dropped.context["env"].isnan().flatten(1).any(dim=1))
+    assert 0.4 < float(no_env.float().mean()) < 0.6 and 0.15 < float((no_env & no_poi).float().mean()) < 0.35
     assert torch.equal(drop_contexts(batch, torch.arange(400), 0.0).context["poi"], batch.context["poi"])
 
 
