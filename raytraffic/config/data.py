@@ -18,7 +18,9 @@ class PrepareConfig:
     token: tuple[int, int, int] = (4, 4, 4)
     """Base token: time slots, rows, columns."""
     tile: tuple[int, int] = (4, 4)
-    """Rows and columns of a tile of a grid."""
+    """Rows and columns of a tile: of a grid, or with `group_stations` of so many stations."""
+    group_stations: bool = False
+    """Stations with places in groups of neighbours, as models of station graphs take them; else each station is a tile of its own."""
     window: int = 64
     """Time slots of the longest window that a model may be trained on or asked about."""
     seed: int = 0

@@ -89,6 +89,9 @@ class OptimizeConfig:
     """Table of what really came (unique_id, ds, y), which every strategy is judged on, beside the one that knew it."""
     history: str | None = None
     """Table of the past (unique_id, ds, y) that holds the week before the forecast: the naive strategy beside the others; needs `real`."""
+    weights: str | None = None
+    """Table (CSV or Parquet: unique_id, and city where the forecast has several) of points of interest, residents or the like: each further
+    column is a strategy beside the others, which spreads the forecast's mean total over the sites in proportion to it; needs `real`."""
     sites: str | None = None
     """Table of the sites' places for the maps: unique_id, lat, lon; names such as r3c5 are places on a grid without it."""
     cities: tuple[str, ...] = ()
@@ -108,6 +111,7 @@ class OptimizeConfig:
         sleep = self.sleep
         if self.problem == "sleep" and sleep.cells is None and (sleep.rrus is None or sleep.rru_capacity is None):
             raise ValueError(f"sleep.rrus, rru_capacity: {sleep.rrus}, {sleep.rru_capacity}, expected both, or the table sleep.cells")
-        if self.history is not None and self.real is None:
-            raise ValueError(f"history: {self.history!r} without real, expected what the naive strategy is judged on")
+        for name in ("history", "weights"):
+            if getattr(self, name) is not None and self.real is None:
+                raise ValueError(f"{name}: {getattr(self, name)!r} without real, expected what the strategies are judged on")
         at_least_one(self, "workers")

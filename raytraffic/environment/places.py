@@ -1,7 +1,8 @@
 """The sites whose environment is wanted, and the scene of each: its image, what is known of it, and what is said of it.
 
 A site is "city/unique_id" everywhere. Sites are read from tables (city, unique_id, lat, lon in WGS 84 degrees, poi:<category> counts and
-land:<kind> shares of the land in its image) and from synthetic cities; what a prepared store knows of a site's place is in metres only, so its own site table is asked for here.
+land:<kind> shares of the land in its image) and from synthetic cities; what a prepared store knows of a site's place is in metres only, so
+its own site table is asked for here.
 """
 
 from __future__ import annotations

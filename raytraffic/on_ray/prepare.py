@@ -23,7 +23,7 @@ def prepare(config: PrepareConfig) -> Location:
     Raises ValueError for a source that does not exist or holds bad data; no store is committed then.
     """
     out = Location.of(config.out)
-    layout = Layout.for_windows(config.window, token=config.token, tile=config.tile, seed=config.seed)
+    layout = Layout.for_windows(config.window, token=config.token, tile=config.tile, seed=config.seed, group_stations=config.group_stations)
     cities = [{"source": spec, "city": name} for spec in config.sources for name in open_source(spec).names()]
     if not cities:
         raise ValueError(f"sources: {list(config.sources)} hold no city, expected at least one")

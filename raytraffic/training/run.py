@@ -29,7 +29,7 @@ from raytraffic.report.training import training_report
 from raytraffic.resume import newest, prune, restore, save
 from raytraffic.store import open_store
 from raytraffic.training.heldout import fixed_loss
-from raytraffic.training.settings import asked_share, initial_model, optimisation, selected_windows
+from raytraffic.training.settings import asked_share, initial_model, learn_first, optimisation, selected_windows
 from raytraffic.training_log import TrainingLog, read_metrics
 from raytraffic.types import TrafficBatch
 from raytraffic.windows import Columns, Share, Windows
@@ -87,6 +87,11 @@ class Run:
         torch.manual_seed(config.seed)
         name, chosen, model = initial_model(config, store)
         model.to(worker.device)
+        windows = selected_windows(config, store, chosen)
+        out = Location.of(config.out)
+        found = newest(out.child("checkpoints"))
+        if found is None and isinstance(config, TrainConfig):
+            learn_first(name, model, windows, config.seed)
         recompute(model, config.recompute)
         objective: nn.Module = model
         align = registry.model(name).align
@@ -95,16 +100,13 @@ class Run:
         wrapped = _shard(objective, config, worker)
         adam = optimiser(model, settings)
         ema = Ema(model.named_parameters(), config.ema)
-        out = Location.of(config.out)
         best = {"best_step": 0.0, "best_loss": float("inf")}
-        found = newest(out.child("checkpoints"))
         done = 0
         if found is not None:
             state = restore(found, model, adam, ema)
             done = int(state["done"])
             best = {name: state[name] for name in best}
         log = TrainingLog(out if worker.rank == 0 else None, done)
-        windows = selected_windows(config, store, chosen)
         return cls(config, worker, windows, name, chosen, wrapped, model, adam, ema, settings, log, done, best)
 
     def share(self) -> Share:
@@ -222,7 +224,9 @@ class Run:
         out = Location.of(self.config.out)
         steps = {"best": int(self.best["best_step"]), "last": self.done}
         for name, number in steps.items():
-            average = read_tensors(out.child("checkpoints", f"step-{number:08d}"), "ema.safetensors")
+            checkpoint = out.child("checkpoints", f"step-{number:08d}")
+            # Buffers are not averaged.
+            average = read_tensors(checkpoint, "model.safetensors") | read_tensors(checkpoint, "ema.safetensors")
             facts = {"Training": to_json(self.config), "Step": str(number), "Validation loss": str(self.best["best_loss"])}
             facts |= {"Cities": dict(self.windows.store.manifest["cities"])}
             save_forecaster(out.child(name), average, self.model_name, self.model_config, facts)

@@ -19,8 +19,21 @@ from raytraffic.store import Store, open_store
 from raytraffic.types import CONTEXTS
 from raytraffic.windows import Selection, Windows, environment_features, windows_for
 
-__all__ = ["FREE", "asked_share", "check", "finished", "initial_model", "keep_settings", "model_config", "optimisation", "selected_windows"]
+__all__ = [
+    "FREE",
+    "asked_share",
+    "check",
+    "finished",
+    "initial_model",
+    "keep_settings",
+    "learn_first",
+    "model_config",
+    "optimisation",
+    "selected_windows",
+]
 
+#: Training windows that something is learnt of before training, and how many of them make a batch.
+_FIRST, _TOGETHER = 512, 64
 #: What may differ when a run goes on: where and on what it is computed, which changes nothing but rounding.
 FREE = {
     "workers",
@@ -101,6 +114,17 @@ def model_config(config: TrainConfig, store: Store) -> Any:
     poi = store.poi_categories if "poi" in contexts else ()
     env = {"env_features": environment_features(store)} if "env" in contexts else {}
     return dataclasses.replace(preset, services=len(store.services), contexts=contexts, poi_categories=poi, window=config.window, **env)
+
+
+def learn_first(name: str, model: Forecaster, windows: Windows, seed: int) -> None:
+    """What a model learns of training windows before its training: STOUTER's graphs. The same on every worker."""
+    learn = registry.model(name).learn_first
+    if learn is None:
+        return
+    rows, starts = next(windows.training(seed).pools()).samples()
+    device = next(model.parameters()).device
+    parts = [slice(at, at + _TOGETHER) for at in range(0, min(_FIRST, len(rows)), _TOGETHER)]
+    learn(model, [windows.batch(windows.cut(rows[part], starts[part])).to(device) for part in parts])
 
 
 def asked_share(config: TrainConfig | FinetuneConfig) -> float:

@@ -150,7 +150,8 @@ class Windows:
 
     def batch(self, columns: Columns) -> TrafficBatch:
         """Columns as a batch in which everything measured is known."""
-        batch = to_batch(columns, None, self.store.layout.tile)
+        layout = self.store.layout
+        batch = to_batch(columns, None, None if layout.group_stations else layout.tile)
         if not self.environment:
             return batch
         env = self.surroundings.vectors[torch.from_numpy(columns["environment"])]

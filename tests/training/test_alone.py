@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from raytraffic import registry
+from raytraffic.checkpoint import load_forecaster
 from raytraffic.config import TrainConfig
 from raytraffic.files import Location
+from raytraffic.masks import SHORT, mask
+from raytraffic.store import open_store
 from raytraffic.training import finished, train_alone
+from raytraffic.training.settings import selected_windows
 from raytraffic.training_log import read_metrics
 from tests.store.cities import prepared, tiled_city
 
@@ -35,6 +41,25 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
     assert train_alone(settings(store, out)) == Location.of(out / "best")
     return out
+
+
+@pytest.mark.parametrize("model", sorted(registry.MODELS))
+def test_every_model_is_trained_by_the_same_loop_and_goes_on_where_it_was(store: Path, tmp_path: Path, model: str) -> None:
+    config = settings(store, tmp_path / "run", model=model, steps=4, validate_every=2, contexts=("poi",))
+    best = train_alone(config)
+    forecaster, name, chosen = load_forecaster(best)
+    assert name == model and chosen.poi_categories in ((), ("bank", "park"))
+    windows = selected_windows(config, open_store(store), chosen)
+    batch = mask(windows.batch(windows.cut(*(values[:2] for values in windows.evaluation("test", SHORT)))), SHORT)
+    draws = forecaster.forecast(batch, replace(forecaster.config.sampler, steps=2), draws=2).draws
+    assert torch.isfinite(draws[batch.hidden[:, None].expand_as(draws)]).all()
+
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for gone in ("best", "last", "checkpoints/step-00000004"):
+        shutil.rmtree(tmp_path / "again" / gone)
+    train_alone(replace(config, out=str(tmp_path / "again")))
+    again = weights(tmp_path / "again")
+    assert all(torch.equal(value, again[name]) for name, value in weights(tmp_path / "run").items())
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
