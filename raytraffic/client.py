@@ -1,7 +1,9 @@
 """A client of the forecast service: pandas in, pandas out.
 
     from raytraffic.client import Client
-    forecast = Client("http://127.0.0.1:8000").forecast(history, horizon=24)
+    client = Client("http://127.0.0.1:8000")
+    forecast = client.forecast(history, horizon=24, keep_draws=True)
+    asleep = client.sleep(forecast, {"rrus": 8, "rru_capacity": 50, "served_share": 0.95})
 
 A forecast is a pure function of its request, so one that met a busy server, or none, is asked again.
 """
@@ -14,13 +16,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import requests
 from requests.auth import AuthBase
 
 from raytraffic.serving.access import read_token
-from raytraffic.serving.frames import KEYS, request_bytes
+from raytraffic.serving.frames import KEYS, drawn_object, request_bytes, request_object
 from raytraffic.serving.query import ARROW, METADATA
 
 __all__ = ["Client", "ForecastBusy", "ForecastFailed", "ForecastOptions", "ForecastRefused"]
@@ -62,8 +65,8 @@ class ForecastOptions(TypedDict, total=False):
     draws        draws of the forecast, else 20; with `keep_draws` they are answered too
     steps        sampler steps; else the model's own number
     seed         else 0; the same request with the same seed has the same answer
-    sites        unique_id, and row, column (cells of the city's grid) and poi:<category> counts; where it is given it names the stations,
-                 with history or without
+    sites        unique_id, and row, column (cells of the city's grid), x, y (metres of any one projection) and poi:<category> counts;
+                 where it is given it names the stations, with history or without
     future       unique_id, ds and expected_users: your own forecast of the users in the slots that are forecast, for models that were
                  trained with one; slots without a row are not expected to be anything
     timeout_s    seconds after which the server, too, drops the work, and refuses with 408
@@ -117,6 +120,34 @@ class Client:
         """The rows of `forecast` as they are made, some stations at a time; see there. ForecastFailed where the stream breaks off."""
         yield from self._frames(history, options, stream=True)
 
+    def deployment(self, traffic: pd.DataFrame, problem: Mapping[str, Any], **options: Unpack[ForecastOptions]) -> pd.DataFrame:
+        """Where base stations are built, a row a station; `attrs` hold the rest of the answer: the solver's status, gap and seconds, and
+        what is promised.
+
+        `traffic` is a history, of which the server makes a forecast with `options` (see `forecast`), or a forecast that was made with
+        `keep_draws`, which is decided on as it is and takes no options but `timeout_s`. `problem` holds the fields of POST /v1/deployment:
+        station_types, money, ...
+
+        Raises as `forecast` does.
+        """
+        answer = self._decision("/v1/deployment", traffic, problem, options)
+        return _with_attrs(pd.DataFrame(answer.pop("plan")), answer)
+
+    def sleep(self, traffic: pd.DataFrame, problem: Mapping[str, Any], **options: Unpack[ForecastOptions]) -> pd.DataFrame:
+        """How many radio units of each cell are `active` when, a row a station and slot; see `deployment`.
+
+        `problem` holds the fields of POST /v1/sleep: rrus, rru_capacity, ...
+        """
+        answer = self._decision("/v1/sleep", traffic, problem, options)
+        schedule, slots = answer.pop("schedule"), pd.to_datetime(answer.pop("ds")).astype("datetime64[s]")
+        stations = pd.DataFrame({name: schedule[name] for name in ("unique_id", "rrus")})
+        rows = stations.loc[stations.index.repeat(len(slots))].reset_index(drop=True)
+        rows["ds"] = np.tile(slots.to_numpy(), len(stations))
+        rows["active"] = [count for counts in schedule["active"] for count in counts]
+        return _with_attrs(
+            rows, {**answer, "overloaded_slots": dict(zip(schedule["unique_id"], schedule["overloaded_slots"], strict=True))}
+        )
+
     def models(self) -> list[dict[str, Any]]:
         """The served models, the default one first."""
         return list(self._json("/v1/models"))
@@ -138,17 +169,11 @@ class Client:
 
     def _frames(self, history: pd.DataFrame, options: ForecastOptions, stream: bool) -> Iterator[pd.DataFrame]:
         """The batches of the answer as they arrive."""
-        unknown = sorted(set(options) - set(ForecastOptions.__annotations__))
-        if unknown:
-            raise TypeError(f"options: {unknown}, expected some of {list(ForecastOptions.__annotations__)}")
-        settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None and name not in ("sites", "future")}
-        if "quantiles" in options:
-            settings["quantiles"] = [*options["quantiles"]]
+        settings = _settings(options)
         if stream:
             settings["stream"] = True
-        timeout_s = options.get("timeout_s")
         body = request_bytes(history, options.get("sites"), options.get("future"), settings)
-        deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s + _GRACE_S)
+        deadline = self._deadline(options)
         with self._answer("POST", "/v1/forecast", body, deadline) as answer:
             arriving = _Arriving(answer, deadline)
             try:
@@ -164,9 +189,33 @@ class Client:
         if fault is not None:
             raise ForecastFailed(f"{self.url}: the answer broke off ({fault})")
 
-    def _answer(self, method: str, path: str, body: bytes | None, deadline: float) -> requests.Response:
-        """The answer 200, its body unread; asks again while the server is busy or away, each time a little later."""
-        headers = {"Content-Type": ARROW, "Accept": ARROW} if body is not None else {}
+    def _decision(self, path: str, traffic: pd.DataFrame, problem: Mapping[str, Any], options: ForecastOptions) -> dict[str, Any]:
+        """The answer of a route that decides."""
+        settings = _settings(options)
+        timeout = {"timeout_s": settings.pop("timeout_s")} if "timeout_s" in settings else {}
+        if "draws" in traffic:
+            if settings or options.get("sites") is not None or options.get("future") is not None:
+                given = sorted(set(options) - {"timeout_s"})
+                raise TypeError(f"options: {given} of a forecast that is made already, expected timeout_s alone")
+            source: dict[str, Any] = {"draws": drawn_object(traffic)}
+        else:
+            source = {"forecast": request_object(traffic, options.get("sites"), options.get("future"), settings)}
+        body = json.dumps({**problem, **source, **timeout}).encode()
+        with self._answer("POST", path, body, self._deadline(options), "application/json") as answer:
+            try:
+                return dict(answer.json())
+            except (requests.RequestException, ValueError) as error:
+                fault = type(error).__name__
+        raise ForecastFailed(f"{self.url}: the answer broke off ({fault})")
+
+    def _deadline(self, options: ForecastOptions) -> float:
+        """When a request is given up, on the monotonic clock."""
+        timeout_s = options.get("timeout_s")
+        return time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s + _GRACE_S)
+
+    def _answer(self, method: str, path: str, body: bytes | None, deadline: float, kind: str = ARROW) -> requests.Response:
+        """The answer 200 of this kind, its body unread; asks again while the server is busy or away, each time a little later."""
+        headers = {"Content-Type": kind, "Accept": kind} if body is not None else {}
         for attempt in range(1 + self.retries):
             failure: ForecastBusy | ForecastFailed
             try:
@@ -197,6 +246,20 @@ class Client:
                 break
             time.sleep(wait)
         raise failure
+
+
+def _settings(options: ForecastOptions) -> dict[str, Any]:
+    """The options that stand among a request's settings; TypeError for one that is none."""
+    unknown = sorted(set(options) - set(ForecastOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"options: {unknown}, expected some of {list(ForecastOptions.__annotations__)}")
+    settings: dict[str, Any] = {name: value for name, value in options.items() if value is not None and name not in ("sites", "future")}
+    return settings | ({"quantiles": [*options["quantiles"]]} if "quantiles" in options else {})
+
+
+def _with_attrs(frame: pd.DataFrame, attrs: Mapping[str, Any]) -> pd.DataFrame:
+    frame.attrs = dict(attrs)
+    return frame
 
 
 class _Bearer(AuthBase):

@@ -22,9 +22,10 @@ from raytraffic.randomness import derive, uniform
 from raytraffic.scaling import Scaling
 from raytraffic.types import URBAN_CONTEXTS, Condition, Forecast, Scale, TrafficBatch
 
-__all__ = ["EmbeddingConditioner", "Forecaster", "ForecasterConfig", "rows_of"]
+__all__ = ["LEVEL_STREAM", "NOISE_STREAM", "EmbeddingConditioner", "Forecaster", "ForecasterConfig", "rows_of"]
 
-_LEVEL_STREAM, _NOISE_STREAM = 16, 17
+#: Streams of the random numbers of a window: its noise levels, and from the second on its noise.
+LEVEL_STREAM, NOISE_STREAM = 16, 17
 #: Windows are conditioned in multiples of so many.
 _TOGETHER = 8
 
@@ -103,9 +104,9 @@ class Forecaster(nn.Module):
             )
             each = self.config.marginal_weight * (error * scored).sum(dim=(1, 2, 3)) / count
             scale = replace(scale, knots=condition.marginals.detach())
-        k = (uniform(seeds, _LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
+        k = (uniform(seeds, LEVEL_STREAM, ()) * self.process.schedule.steps).long().clamp(max=self.process.schedule.steps - 1)
         x = torch.where(scored, scale.apply(batch.traffic), torch.zeros_like(batch.traffic))
-        eps = self.config.noise.draw(batch, seeds, _NOISE_STREAM)
+        eps = self.config.noise.draw(batch, seeds, NOISE_STREAM)
         x_k = self.process.noised(x, eps, k)
         prediction = self.denoiser(x_k, self.process.schedule.level(k), condition).float()
         square = (prediction - self.process.target(x, eps, k)) ** 2 * scored
@@ -120,7 +121,7 @@ class Forecaster(nn.Module):
         conditioner: EmbeddingConditioner = self.conditioner  # type: ignore[assignment]
         if "env" in batch.context:
             return batch
-        env = conditioner.embed(_filled(batch)).context.get("env")
+        env = conditioner.embed(_filled(batch, self._together(batch))).context.get("env")
         return batch if env is None else replace(batch, context={**batch.context, "env": env[: len(batch.key)]})
 
     def condition(self, batch: TrafficBatch, guided: bool = False) -> Condition:
@@ -129,13 +130,22 @@ class Forecaster(nn.Module):
         With `guided` it holds the condition without context too, which a sampler with guidance asks for.
         """
         windows = torch.arange(len(batch.key), device=batch.key.device)
-        visible = _filled(self.embed(batch.visible()))
+        visible = _filled(self.embed(batch.visible()), self._together(batch))
         scale = self.scaling.fit(visible)
-        condition: Condition = self.conditioner(visible, scale)
+        condition = self._conditioned(visible, scale)
         if guided:
             context = {name: value for name, value in visible.context.items() if name not in URBAN_CONTEXTS}
-            condition = replace(condition, free=self.conditioner(replace(visible, context=context), scale))
+            condition = replace(condition, free=self._conditioned(replace(visible, context=context), scale))
         return condition.select(windows)
+
+    def _together(self, batch: TrafficBatch) -> int:
+        """Windows are conditioned in multiples of so many."""
+        return _TOGETHER
+
+    def _conditioned(self, visible: TrafficBatch, scale: Scale) -> Condition:
+        """All that the denoiser is told before anything is drawn."""
+        condition: Condition = self.conditioner(visible, scale)
+        return condition
 
     @torch.no_grad()
     def draw(
@@ -179,26 +189,35 @@ class Forecaster(nn.Module):
         for at in range(0, len(window), sampler.rows):
             row = torch.arange(at, at + sampler.rows, device=window.device).clamp(max=len(window) - 1)
             chosen, seed = window[row], seeds[row]
-            z = self._diffused(batch.select(chosen), condition.select(chosen), sampler, seed, stop)
-            drawn.append(scale.select(chosen).invert(z)[: len(window) - at])
-        return torch.cat(drawn)
+            drawn.append(self._drawn(batch.select(chosen), condition.select(chosen), scale.select(chosen), sampler, seed, stop))
+        return torch.cat(drawn)[: len(window)]
 
-    def _diffused(
-        self, batch: TrafficBatch, condition: Condition, sampler: Sampler, seeds: Tensor, stop: Callable[[], bool] | None
+    def _drawn(
+        self,
+        batch: TrafficBatch,
+        condition: Condition,
+        scale: Scale,
+        sampler: Sampler,
+        seeds: Tensor,
+        stop: Callable[[], bool] | None,
     ) -> Tensor:
-        """z (r, c, t, s): the sampler's run on the rows of one call."""
+        """Traffic (r, c, t, s): the draws of the rows of one call, one of each."""
+        return scale.invert(self._sampled(condition, sampler, lambda i: self.config.noise.draw(batch, seeds, NOISE_STREAM + i), stop))
+
+    def _sampled(self, condition: Condition, sampler: Sampler, noise: Callable[[int], Tensor], stop: Callable[[], bool] | None) -> Tensor:
+        """z (r, c, t, s): the sampler's run from `noise(0)`, which it asks for more of."""
 
         def estimate(x: Tensor, k: int) -> Tensor:
             if stop is not None and stop():
                 raise InterruptedError("the forecast was stopped between sampler steps")
-            levels = torch.full((len(seeds),), k, device=x.device)
+            levels = torch.full((len(x),), k, device=x.device)
             prediction = self.denoiser(x, self.process.schedule.level(levels), condition).float()
             if sampler.guidance != 1:
                 free = self.denoiser(x, self.process.schedule.level(levels), condition.free).float()
                 prediction = free + sampler.guidance * (prediction - free)
             return self.process.to_sample(prediction, x, levels)
 
-        return sampler.run(estimate, lambda i: self.config.noise.draw(batch, seeds, _NOISE_STREAM + i), self.process.schedule)
+        return sampler.run(estimate, noise, self.process.schedule)
 
     def finish(self, batch: TrafficBatch, traffic: Tensor) -> Forecast:
         """The forecast of draws (b, n, c, t, s): known entries as measured, the others calibrated where a calibration is fitted."""
@@ -220,11 +239,11 @@ def rows_of(batch: TrafficBatch, draws: int, seed: int) -> tuple[Tensor, Tensor]
     return window, derive(batch.key[window], seed, number)
 
 
-def _filled(batch: TrafficBatch) -> TrafficBatch:
-    """The batch with windows of zeros, all known, up to a multiple of _TOGETHER windows: products of matrices of a row or two take other
+def _filled(batch: TrafficBatch, together: int) -> TrafficBatch:
+    """The batch with windows of zeros, all known, up to a multiple of `together` windows: products of matrices of a row or two take other
     ways, and round otherwise, than those of many, so a window alone would be conditioned otherwise than in a batch."""
     b = len(batch.key)
-    missing = -b % _TOGETHER
+    missing = -b % together
     if not missing:
         return batch
     filled = batch.select(torch.arange(b + missing, device=batch.key.device).clamp(max=b - 1))

@@ -1,6 +1,7 @@
 """A task is a mask: which entries of a window are hidden (UoMo 3.2.2, Eq. 1-3), and mixtures of tasks for training.
 
 short, long   the last share of the time slots of every cell is hidden (Eq. 1)
+next          the last time slot alone is hidden (one step ahead: LSDM Eq. 6)
 generation    whole cells are hidden for all time slots, the others are known throughout (Eq. 2)
 random        a share of all (time slot, cell) entries is hidden (Eq. 3)
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from raytraffic.randomness import derive, uniform
 from raytraffic.types import TrafficBatch
 
-__all__ = ["GENERATION", "HORIZON", "LONG", "RANDOM", "SHORT", "TASKS", "WHOLE", "Task", "mask", "mixture", "named_tasks"]
+__all__ = ["GENERATION", "HORIZON", "LONG", "NEXT", "RANDOM", "SHORT", "TASKS", "WHOLE", "Task", "mask", "mixture", "named_tasks"]
 
 Kind = Literal["temporal", "generation", "random"]
 _STREAM = 1
@@ -50,7 +51,9 @@ RANDOM = Task("random", "random", 0.5, 0.5)
 WHOLE = Task("whole", "generation", 1.0, 1.0)
 #: Any horizon: what a model meets when it is asked for some other number of slots than the papers'.
 HORIZON = Task("horizon", "temporal", 0.05, 0.95)
-TASKS: dict[str, Task] = {task.name: task for task in (SHORT, LONG, GENERATION, RANDOM, WHOLE, HORIZON)}
+#: One step ahead: a share that is one slot of any window of less than 2,000.
+NEXT = Task("next", "temporal", 0.001, 0.001)
+TASKS: dict[str, Task] = {task.name: task for task in (SHORT, LONG, GENERATION, RANDOM, WHOLE, HORIZON, NEXT)}
 
 
 def named_tasks(names: Sequence[str]) -> list[Task]:

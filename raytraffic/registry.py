@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from raytraffic.cost import Cost
 from raytraffic.forecaster import Forecaster
-from raytraffic.models import uomo
+from raytraffic.models import lec_diff, lsdm, stouter, uomo
+from raytraffic.types import TrafficBatch
 
 __all__ = ["MODELS", "Model", "build", "model"]
 
@@ -20,8 +21,9 @@ class Model:
     """A model's configuration type, its presets, the contexts it can look at, how it is built, and how it is fine-tuned.
 
     `add_contexts` gives a trained model the contexts it lacks without changing what it answers, `freeze` leaves only what
-    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives), where it has one. `cost` says
-    what a configuration takes for a window on a grid (rows, columns), of whose entries a share is asked for, without building anything.
+    fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives), where it has one, and
+    `learn_first` is what it learns of training windows before it is trained. `cost` says what a configuration takes for a window on a grid
+    (rows, columns), of whose entries a share is asked for, without building anything.
     """
 
     config: type[Any]
@@ -33,6 +35,7 @@ class Model:
     freeze: Callable[[Forecaster], None]
     cost: Callable[[Any, tuple[int, int], float], Cost]
     align: Callable[[Forecaster, float, int], nn.Module] | None = None
+    learn_first: Callable[[Forecaster, Sequence[TrafficBatch]], object] | None = None
 
 
 MODELS: dict[str, Model] = {
@@ -46,6 +49,37 @@ MODELS: dict[str, Model] = {
         freeze=uomo.freeze,
         cost=uomo.cost,
         align=uomo.align,
+    ),
+    "lsdm": Model(
+        config=lsdm.LsdmConfig,
+        preset=lsdm.preset,
+        presets=tuple(lsdm.PRESETS),
+        contexts=lsdm.CONTEXTS,
+        build=lsdm.build,
+        add_contexts=lsdm.add_contexts,
+        freeze=lsdm.freeze,
+        cost=lsdm.cost,
+    ),
+    "stouter": Model(
+        config=stouter.StouterConfig,
+        preset=stouter.preset,
+        presets=tuple(stouter.PRESETS),
+        contexts=stouter.CONTEXTS,
+        build=stouter.build,
+        add_contexts=stouter.add_contexts,
+        freeze=stouter.freeze,
+        cost=stouter.cost,
+        learn_first=stouter.pretrain_graphs,
+    ),
+    "lec_diff": Model(
+        config=lec_diff.LecDiffConfig,
+        preset=lec_diff.preset,
+        presets=tuple(lec_diff.PRESETS),
+        contexts=lec_diff.CONTEXTS,
+        build=lec_diff.build,
+        add_contexts=lec_diff.add_contexts,
+        freeze=lec_diff.freeze,
+        cost=lec_diff.cost,
     ),
 }
 

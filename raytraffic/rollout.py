@@ -17,14 +17,21 @@ __all__ = ["in_windows", "rollout"]
 
 
 def rollout(
-    forecaster: Forecaster, batch: TrafficBatch, window: int, sampler: Sampler | None = None, draws: int = 20, seed: int = 0
+    forecaster: Forecaster,
+    batch: TrafficBatch,
+    window: int,
+    sampler: Sampler | None = None,
+    draws: int = 20,
+    seed: int = 0,
+    hop: int | None = None,
 ) -> Forecast:
-    """The joint forecast of a batch of any length t; windows of `window` slots advance by half a window.
+    """The joint forecast of a batch of any length t; windows of `window` slots advance by `hop` slots, half a window where it is None.
 
-    Draw j of the whole horizon is one trajectory: each later window knows the draw's own first half. With t <= window this is
-    `forecaster.forecast`. A draw is a function of (seed, key, j) alone, as there.
+    Draw j of the whole horizon is one trajectory: each later window knows the draw's own values before its last `hop` slots. With
+    t <= window this is `forecaster.forecast`. With a history of window - 1 slots and a hop of 1 it is the recursion of a model that was
+    trained one step ahead (LSDM VI-C). A draw is a function of (seed, key, j) alone, as there.
     """
-    pieces = in_windows(batch, window, draws)
+    pieces = in_windows(batch, window, draws, hop)
     try:
         piece, count = next(pieces)
         while True:
@@ -34,15 +41,19 @@ def rollout(
         return forecast
 
 
-def in_windows(batch: TrafficBatch, window: int, draws: int) -> Generator[tuple[TrafficBatch, int], Forecast, Forecast]:
+def in_windows(
+    batch: TrafficBatch, window: int, draws: int, hop: int | None = None
+) -> Generator[tuple[TrafficBatch, int], Forecast, Forecast]:
     """The rollout as a dialogue: it yields a batch of at most `window` slots with a number of draws, is sent that forecast, and returns
     the whole one. Who drives it decides where each forecast is computed."""
     t = batch.shape[2]
     if window < 2:
         raise ValueError(f"window: {window}, expected at least 2 slots")
+    hop = window // 2 if hop is None else hop
+    if not 1 <= hop < window:
+        raise ValueError(f"hop: {hop}, expected at least 1 slot and less than the window's {window}")
     if t <= window:
         return (yield batch, draws)
-    hop = window // 2
     first = yield _slots(batch, 0, window), draws
     later = torch.full((*first.draws.shape[:3], t - window, first.draws.shape[4]), torch.nan, device=first.draws.device)
     values = torch.cat((first.draws, later), dim=3).flatten(0, 1)

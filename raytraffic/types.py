@@ -298,10 +298,10 @@ class Scale:
 class Condition:
     """What a denoiser is told, routed by how it enters the network and not by where it came from.
 
-    `vector` (b, d) enters through adaLN or FiLM; `tokens` (b, l, d) are added to the denoiser's own tokens where they
-    are aligned with them, or attended to; `field` (b, d, t, s) are input channels. `known` (b, c, t, s) is the mask.
-    `marginals` (b, c, t, s, k) are the knots of the learned marginals that what is diffused is scaled by. `free` is the condition
-    of the same window without context (users, POI), for guidance.
+    `vector` (b, d) enters through adaLN or FiLM, or (b, l|1, s, d) where it differs from token to token; `tokens` (b, l, d) are added to
+    the denoiser's own tokens where they are aligned with them, or attended to; `field` (b, d, t, s) are input channels. `known`
+    (b, c, t, s) is the mask. `marginals` (b, c, t, s, k) are the knots of the learned marginals that what is diffused is scaled by.
+    `free` is the condition of the same window without context (users, POI), for guidance.
     """
 
     known: Tensor

@@ -157,3 +157,29 @@ def test_a_very_long_rollout_does_not_explode(model: Forecaster) -> None:
 def test_a_window_of_one_slot_is_refused(model: Forecaster) -> None:
     with pytest.raises(ValueError, match="window: 1, expected at least 2 slots"):
         rollout(model, to_forecast(48), 1)
+
+
+def test_half_a_window_is_the_default_hop(model: Forecaster) -> None:
+    batch = to_forecast(112, windows=1)
+    ours, theirs = (rollout(model, batch, WINDOW, SAMPLER, draws=1, hop=hop).draws for hop in (None, WINDOW // 2))
+    assert torch.equal(ours.nan_to_num(-1), theirs.nan_to_num(-1))
+
+
+def test_a_hop_of_one_slot_feeds_every_draw_back_before_the_next(model: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step ahead: every window hides its last slot alone, and knows all earlier ones as this very draw has them."""
+    window, steps = 20, 3
+    seen = watched(monkeypatch)
+    batch = to_forecast(window - 1 + steps, windows=2, history=window - 1)
+    draws = rollout(model, batch, window, SAMPLER, draws=2, hop=1).draws.flatten(0, 1)
+    assert [tuple(each.shape) for each in seen] == [(2, 1, window, 16), *[(4, 1, window, 16)] * (steps - 1)]
+    for start, piece in enumerate(seen):
+        assert bool(piece.known[:, :, :-1, PRESENT].all()) and not bool(piece.known[:, :, -1].any())
+        assert torch.equal(piece.clock, batch.clock[:, start : start + window].repeat_interleave(len(piece.key) // 2, dim=0))
+        if start:
+            assert torch.equal(piece.traffic[:, :, :-1, PRESENT], draws[:, :, start : start + window - 1, PRESENT])
+
+
+@pytest.mark.parametrize("hop", [0, -1, WINDOW])
+def test_a_hop_that_goes_nowhere_or_too_far_is_refused(model: Forecaster, hop: int) -> None:
+    with pytest.raises(ValueError, match=f"hop: {hop}, expected at least 1 slot and less than the window's 64"):
+        rollout(model, to_forecast(48), WINDOW, hop=hop)

@@ -18,7 +18,7 @@ Where demand comes from (`strategies`): a forecast's draws, points of interest, 
 What a decision was worth (`evaluation`): scores on real traffic that the decision did not see, strategies side by side, intervals over the
     forecast's draws, and the share of the possible gain reached.
 
-From files and settings (`reading`, `problems`) to what `raytraffic optimize` hands on (`outcome`).
+From files and settings (`reading`, `site_tables`, `problems`) to what `raytraffic optimize` hands on (`outcome`).
 
     from raytraffic.decisions.deployment import DeploymentProblem, StationType
     from raytraffic.decisions.deployment_program import plan

@@ -33,8 +33,6 @@ from raytraffic.decisions.solver import Proof, SolverLimits, maximise
 
 __all__ = ["plan"]
 
-#: Above this many segments over all grids the programme no longer fits in memory and time.
-_MOST_SEGMENTS = 1_000_000
 _TOLERANCE = 1e-6  # of the solver, absolute: of one largest station over one slot
 _DIGITS = 9  # capacities, in units of the largest, that agree to so many digits are the same
 
@@ -47,7 +45,7 @@ def plan(problem: DeploymentProblem, limits: SolverLimits | None = None) -> Depl
     """
     began = time.monotonic()
     limits = limits or SolverLimits()
-    segments = _segments(problem)
+    segments = _segments(problem, limits.segments)
     baseline = _objective(problem, np.zeros_like(problem.standing))
     program = _Program(problem, segments, _greedy(problem, segments), baseline / segments.unit)
     best, bound, known = program.built(), np.inf, False
@@ -96,12 +94,12 @@ class _Segments:
     """(draws or 1,) demand of all grids."""
 
 
-def _segments(problem: DeploymentProblem) -> _Segments:
+def _segments(problem: DeploymentProblem, most: int) -> _Segments:
     unit = float(problem.capacities.max())
     capacities = problem.capacities / unit
     standing = problem.standing @ capacities
     peaks = np.maximum(problem.demand.max(axis=(0, 2)) / unit - standing, 0.0)
-    points = _reachable(capacities, _room(problem), peaks)
+    points = _reachable(capacities, _room(problem), peaks, most)
     per_draw = problem.cvar is not None and problem.cvar.weight > 0
     served = []
     for i, added in enumerate(points):
@@ -129,10 +127,13 @@ def _most(problem: DeploymentProblem, segments: _Segments) -> NDArray[np.int64]:
     room = np.broadcast_to(_room(problem)[:, None], (problem.grids, len(segments.capacities)))
     if problem.exactly:
         return room
-    return np.minimum(room, np.ceil(segments.peaks[:, None] / segments.capacities - ROUNDING).astype(np.int64))
+    # Compared before they are whole numbers: what covers a peak with tiny stations may exceed any.
+    return np.minimum(room, np.ceil(segments.peaks[:, None] / segments.capacities - ROUNDING)).astype(np.int64)
 
 
-def _reachable(capacities: NDArray[np.float64], headroom: NDArray[np.int64], peaks: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def _reachable(
+    capacities: NDArray[np.float64], headroom: NDArray[np.int64], peaks: NDArray[np.float64], most_segments: int
+) -> list[NDArray[np.float64]]:
     """Per grid the sums of at most `headroom` capacities, ascending, up to the first that covers the peak.
 
     Sums are found in the order of their size with the fewest stations they take, once for all grids. The first that covers a peak is
@@ -143,7 +144,7 @@ def _reachable(capacities: NDArray[np.float64], headroom: NDArray[np.int64], pea
     fewest: dict[float, int] = {0.0: 0}
     queue: list[float] = [0.0]
     sums: list[float] = []
-    while queue and queue[0] <= highest and len(sums) <= _MOST_SEGMENTS + 1:
+    while queue and queue[0] <= highest and len(sums) <= most_segments + 1:
         total = heapq.heappop(queue)
         sums.append(total)
         for capacity in kinds if fewest[total] < most else ():
@@ -157,9 +158,9 @@ def _reachable(capacities: NDArray[np.float64], headroom: NDArray[np.int64], pea
         own = found[count <= room]
         own = own[: np.searchsorted(own, peak) + 1]
         segments += len(own) - 1
-        if segments > _MOST_SEGMENTS:
+        if segments > most_segments:
             raise ValueError(
-                f"station_types: {len(capacities)} types combine into more than {_MOST_SEGMENTS} capacities over {len(peaks)} grids, "
+                f"station_types: {len(capacities)} types combine into more than {most_segments} capacities over {len(peaks)} grids, "
                 "expected a smaller grid_limit, or capacities that are multiples of one another"
             )
         points.append(own)

@@ -5,21 +5,35 @@ Gains are measured from deciding nothing (no station built; all radio units alwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from raytraffic.decisions.deployment import DeploymentPlan, DeploymentProblem
-from raytraffic.decisions.evaluation import Measures, interval, side_by_side
-from raytraffic.decisions.problems import FORECAST, REAL, Installed
+from raytraffic.decisions.evaluation import Measures, deployment_measures, interval, side_by_side, sleep_measures
+from raytraffic.decisions.problems import ALL_ON, FORECAST, NOTHING_BUILT, REAL, Installed
 from raytraffic.decisions.reading import Demand
 from raytraffic.decisions.sleep import SleepProblem
 from raytraffic.decisions.solver import Proof
 
-__all__ = ["LEVEL", "Decision", "Deployed", "Judged", "Slept", "judge", "plan_table", "schedule_table"]
+__all__ = [
+    "LEVEL",
+    "Decision",
+    "Deployed",
+    "Judged",
+    "Slept",
+    "deployed",
+    "judge",
+    "plan_table",
+    "proof_json",
+    "schedule_table",
+    "slept",
+]
 
 #: Of the intervals over the forecast's draws.
 LEVEL = 0.8
@@ -77,6 +91,66 @@ class Slept(Decision):
     """(cells, slots)"""
     overloaded: NDArray[np.bool_]
     """(cells, slots) where the promise asks for more RRUs than are installed."""
+
+
+def deployed(
+    demand: Demand,
+    real: NDArray[np.floating] | None,
+    types: Sequence[str],
+    problem: DeploymentProblem,
+    plans: Mapping[str, DeploymentPlan],
+) -> Deployed:
+    """What the plans of all strategies are worth by the forecast, and on what really came (sites, slots), beside building nothing."""
+    stations = {name: one.stations for name, one in plans.items()} | {NOTHING_BUILT: problem.standing}
+    promised = {name: deployment_measures(problem, x) for name, x in stations.items()}
+    on_real = None if real is None else replace(problem, demand=real[None])
+    judged = None if on_real is None else {name: deployment_measures(on_real, x) for name, x in stations.items()}
+    return Deployed(
+        demand=demand,
+        real=real,
+        judged=judge(promised, judged, nothing=NOTHING_BUILT),
+        proofs={name: one.proof for name, one in plans.items()},
+        types=types,
+        problem=problem,
+        plan=plans[FORECAST],
+    )
+
+
+def slept(
+    demand: Demand,
+    real: NDArray[np.floating] | None,
+    cells: Installed,
+    problem: SleepProblem,
+    active: Mapping[str, NDArray[np.int16]],
+    proofs: Mapping[str, Proof],
+    overloaded: NDArray[np.bool_],
+) -> Slept:
+    """What the schedules (cells, slots) of all strategies are worth by the forecast, and on what really came, beside all RRUs always on."""
+    schedules = {**active, ALL_ON: np.repeat(cells.rrus[:, None], problem.slots, axis=1).astype(np.int16)}
+    promised = {name: sleep_measures(problem, x) for name, x in schedules.items()}
+    on_real = None if real is None else replace(problem, load=real[None])
+    judged = None if on_real is None else {name: sleep_measures(on_real, x) for name, x in schedules.items()}
+    return Slept(
+        demand=demand,
+        real=real,
+        judged=judge(promised, judged, nothing=ALL_ON),
+        proofs=proofs,
+        cells=cells,
+        problem=problem,
+        active=active[FORECAST],
+        overloaded=overloaded,
+    )
+
+
+def proof_json(proof: Proof) -> dict[str, Any]:
+    """What is known of a solution; None where there is no bound yet."""
+    return {
+        "status": proof.status,
+        "solver_objective": proof.objective,
+        "bound": proof.bound if math.isfinite(proof.bound) else None,
+        "gap": proof.gap if math.isfinite(proof.gap) else None,
+        "solver_seconds": proof.seconds,
+    }
 
 
 def judge(promised: Mapping[str, Measures], real: Mapping[str, Measures] | None, *, nothing: str) -> list[Judged]:

@@ -2,27 +2,45 @@
 
 forecast       the forecast's draws                                   mean forecast  their mean, as a point forecast gives
 last week      the same slot a week before (with history)             real           what really came: no strategy can do better
+<a column>     of a table of weights (POI, residents): the forecast's mean total of each city and slot, spread over its sites by them
 
 Without real traffic there is nothing to judge strategies on, and the forecast's is the only one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raytraffic.config.decisions import DeploymentSettings, SleepSettings
-from raytraffic.decisions.deployment import Cvar, DeploymentProblem
-from raytraffic.decisions.reading import Demand, Site, read_existing, read_per_site, read_values, station_types
+from raytraffic.decisions.deployment import Cvar, DeploymentProblem, StationType
+from raytraffic.decisions.reading import Demand, read_values
+from raytraffic.decisions.site_tables import Site, read_existing, read_per_site, read_weights
 from raytraffic.decisions.sleep import EnergyCosts, SleepProblem, demand_quantile
-from raytraffic.decisions.strategies import mean_forecast_demand, real_demand, same_slot_last_week_demand
+from raytraffic.decisions.strategies import mean_forecast_demand, real_demand, same_slot_last_week_demand, weighted_demand
 
-__all__ = ["FORECAST", "REAL", "Installed", "deployment_problem", "installed", "last_week", "sleep_problem", "strategy_demands"]
+__all__ = [
+    "ALL_ON",
+    "FORECAST",
+    "NOTHING_BUILT",
+    "REAL",
+    "Installed",
+    "deployment_problem",
+    "installed",
+    "last_week",
+    "sleep_problem",
+    "standing",
+    "strategy_demands",
+    "strategy_weights",
+]
 
 FORECAST, REAL = "forecast", "real"
+#: The strategies that decide nothing: of deployment, and of sleep control.
+NOTHING_BUILT, ALL_ON = "nothing built", "all on"
+_MEAN, _PAST = "mean forecast", "last week"
 _WEEK = np.timedelta64(7, "D")
 
 
@@ -36,22 +54,26 @@ class Installed:
     """(cells,) what one RRU serves in a slot."""
 
 
-def deployment_problem(settings: DeploymentSettings, demand: Demand) -> tuple[list[str], DeploymentProblem]:
-    """Names of the station types, and the problem of a forecast; ValueError for settings or tables that do not fit it."""
-    types = station_types(settings.station_types)
-    sites = len(demand.sites)
-    problem = DeploymentProblem(
-        demand=demand.draws,
-        station_types=tuple(types.values()),
+def standing(settings: DeploymentSettings, types: Sequence[str], sites: Sequence[Site]) -> NDArray[np.int64] | None:
+    """(sites, types) the stations that stand, None where no table says so; ValueError for a table that does not fit the sites."""
+    return None if settings.existing is None else read_existing(settings.existing, sites, types)
+
+
+def deployment_problem(
+    settings: DeploymentSettings, demand: NDArray[np.floating], types: Sequence[StationType], existing: NDArray[np.integer] | None = None
+) -> DeploymentProblem:
+    """The problem of a demand (draws, sites, slots) beside the `existing` stations (sites, types); ValueError for what does not fit."""
+    return DeploymentProblem(
+        demand=demand,
+        station_types=tuple(types),
         shortfall_weight=settings.shortfall_weight,
-        existing=None if settings.existing is None else read_existing(settings.existing, demand.sites, list(types)),
+        existing=existing,
         most_stations=settings.most_stations,
         exactly=settings.exactly,
         money=settings.money,
-        grid_limit=None if settings.grid_limit is None else np.full(sites, settings.grid_limit, dtype=np.int64),
+        grid_limit=None if settings.grid_limit is None else np.full(demand.shape[1], settings.grid_limit, dtype=np.int64),
         cvar=Cvar(level=settings.cvar_level, weight=settings.cvar_weight) if settings.cvar_weight else None,
     )
-    return list(types), problem
 
 
 def installed(settings: SleepSettings, sites: Sequence[Site]) -> Installed:
@@ -94,15 +116,39 @@ def last_week(path: str, demand: Demand, service: str | None) -> NDArray[np.floa
     return same_slot_last_week_demand(read_values(path, demand.sites, slots, service), len(demand.slots), len(slots))
 
 
+def strategy_weights(path: str, sites: Sequence[Site]) -> dict[str, NDArray[np.float64]]:
+    """(sites,) of every column of a table of weights; ValueError for one that does not fit, or that is called as another strategy is."""
+    found = read_weights(path, sites)
+    taken = sorted(set(found) & {FORECAST, REAL, NOTHING_BUILT, ALL_ON, _MEAN, _PAST})
+    if taken:
+        raise ValueError(f"{path}: column {taken[0]!r}, expected a name that no other strategy has")
+    return found
+
+
 def strategy_demands(
-    demand: Demand, real: NDArray[np.floating] | None, past: NDArray[np.floating] | None
+    demand: Demand,
+    real: NDArray[np.floating] | None,
+    past: NDArray[np.floating] | None,
+    weights: Mapping[str, NDArray[np.floating]],
 ) -> dict[str, NDArray[np.floating]]:
-    """Demand (draws, sites, slots) by strategy; `past` is that of `last_week`."""
+    """Demand (draws, sites, slots) by strategy; `past` is that of `last_week`, `weights` (sites,) those of `strategy_weights`."""
     found: dict[str, NDArray[np.floating]] = {FORECAST: demand.draws}
     if real is None:
         return found
     if len(demand.draws) > 1:
-        found["mean forecast"] = mean_forecast_demand(demand.draws)
+        found[_MEAN] = mean_forecast_demand(demand.draws)
     if past is not None:
-        found["last week"] = past
+        found[_PAST] = past
+    found |= {name: _spread(name, demand, shares) for name, shares in weights.items()}
     return found | {REAL: real_demand(real)}
+
+
+def _spread(name: str, demand: Demand, weights: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(1, sites, slots) each city's mean total, spread over its sites by their weights (sites,)."""
+    city = np.array([city for city, _ in demand.sites], dtype=object)
+    spread = mean_forecast_demand(demand.draws)
+    for one in dict.fromkeys(city.tolist()):
+        mine = city == one
+        label = f"weights {name!r} of city {one!r}" if one else f"weights {name!r}"
+        spread[:, mine] = weighted_demand(label, weights[mine], spread[0, mine].sum(axis=0))
+    return spread

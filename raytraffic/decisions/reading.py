@@ -1,13 +1,13 @@
-"""What a decision is made from, read from files: a forecast's draws or a long table as demand, and tables with a row a site.
+"""What a decision is made from, read from files: a forecast's draws or a long table as demand.
 
 All sites of one decision share their slots: cities of another granularity or another issue time are refused, and are decided on one
-after the other by naming them. A site is known by city and unique_id; a table without a city column speaks of the one city there is.
+after the other by naming them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,12 @@ import pyarrow.csv as pv
 from numpy.typing import NDArray
 
 from raytraffic.decisions.deployment import StationType
+from raytraffic.decisions.site_tables import Site, check_one_city, site_name
 from raytraffic.files import Location
 
-__all__ = ["Demand", "Site", "read_demand", "read_existing", "read_per_site", "read_values", "station_types"]
+__all__ = ["Demand", "demand_of_table", "read_demand", "read_values", "station_types"]
 
-#: City ("" where a table has none) and unique_id.
-Site = tuple[str, str]
-_TEXTS = ("city", "unique_id", "service", "type")
+_TEXTS = ("city", "unique_id", "service")
 _MOMENT = pa.timestamp("s")
 
 
@@ -82,11 +81,24 @@ def read_demand(path: str, cities: Sequence[str] = (), service: str | None = Non
     location = Location.of(path)
     files = _forecast_shards(location) if location.is_folder() else [location]
     column = "draws" if location.is_folder() else "y"
+    return _demand(path, (_read_rows(file, column, service) for file in files), cities)
+
+
+def demand_of_table(label: str, table: pa.Table, service: str | None = None) -> Demand:
+    """The demand of a forecast's table in memory (unique_id, ds, draws, perhaps city and service), called `label` in messages.
+
+    Raises ValueError as `read_demand` does.
+    """
+    return _demand(label, [_rows_of(label, table, "draws", service)], ())
+
+
+def _demand(path: str, files: Iterable[_Rows], cities: Sequence[str]) -> Demand:
+    """The demand of the rows of all files; see `read_demand`."""
     sites: list[Site] = []
     pieces: list[NDArray[np.floating]] = []
     slots: NDArray[np.datetime64] | None = None
     seen: set[str] = set()
-    for rows in (_read_rows(file, column, service) for file in files):
+    for rows in files:
         seen |= set(rows.cities)
         for city in rows.cities if not cities else [name for name in rows.cities if name in cities]:
             mine = rows.of_city(city)
@@ -102,7 +114,7 @@ def read_demand(path: str, cities: Sequence[str] = (), service: str | None = Non
         raise ValueError(f"{path}: no rows, expected a forecast of at least one site")
     if len(set(sites)) < len(sites):
         double = next(site for i, site in enumerate(sites) if site in sites[:i])
-        raise ValueError(f"{path}: site {_named(double)} in more than one file, expected each once")
+        raise ValueError(f"{path}: site {site_name(double)} in more than one file, expected each once")
     return Demand(sites=tuple(sites), slots=slots, draws=np.concatenate(pieces, axis=1))
 
 
@@ -114,34 +126,6 @@ def read_values(path: str, sites: Sequence[Site], slots: NDArray[np.datetime64],
     rows = _read_rows(Location.of(path), "y", service)
     values: NDArray[np.float64] = _fill(rows, sites, slots)[0].astype(np.float64)
     return values
-
-
-def read_per_site(path: str, sites: Sequence[Site], columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """(sites,) of each column of a table with exactly one row a site; ValueError naming a site that is unknown, missing or double."""
-    label, table, index = _site_table(path, sites, columns)
-    counts = np.bincount(index, minlength=len(sites))
-    if (counts != 1).any():
-        first = int(np.flatnonzero(counts != 1)[0])
-        raise ValueError(f"{label}: {counts[first]} rows of site {_named(sites[first])}, expected one of every site of the forecast")
-    order = np.argsort(index)
-    return {name: _numbers(label, table, name)[order] for name in columns}
-
-
-def read_existing(path: str, sites: Sequence[Site], types: Sequence[str]) -> NDArray[np.int64]:
-    """(sites, types) stations that stand already, from a table `unique_id, type, count`; sites without a row have none.
-
-    Raises ValueError naming an unknown site or type, and a count that is no whole number of at least 0.
-    """
-    label, table, index = _site_table(path, sites, ("type", "count"))
-    counts = _numbers(label, table, "count")
-    standing = np.zeros((len(sites), len(types)), dtype=np.int64)
-    for at, kind, count in zip(index.tolist(), table["type"].to_pylist(), counts.tolist(), strict=True):
-        if kind not in types:
-            raise ValueError(f"{label}: type {kind!r} of site {_named(sites[at])}, expected one of {list(types)}")
-        if count < 0 or count != int(count):
-            raise ValueError(f"{label}: count {count:g} of site {_named(sites[at])}, expected a whole number of at least 0")
-        standing[at, types.index(kind)] += int(count)
-    return standing
 
 
 def station_types(texts: Sequence[str]) -> dict[str, StationType]:
@@ -214,8 +198,11 @@ def _names(file: str, table: pa.Table, name: str) -> tuple[list[str], NDArray[np
 
 def _read_rows(file: Location, column: str, service: str | None) -> _Rows:
     """The rows of one service of a file with `column` of values, a number or a list of draws each."""
-    label = str(file)
-    table = _table(file, ("unique_id", "ds", column), ("city", "service"))
+    return _rows_of(str(file), _table(file, ("unique_id", "ds", column), ("city", "service")), column, service)
+
+
+def _rows_of(label: str, table: pa.Table, column: str, service: str | None) -> _Rows:
+    """The rows of one service of a table."""
     if "service" in table.column_names and len(table):
         services, which = _names(label, table, "service")
         if (service not in services) if service is not None else len(services) > 1:
@@ -298,7 +285,7 @@ def _fill(rows: _Rows, sites: Sequence[Site], slots: NDArray[np.datetime64]) -> 
     ):
         if bad.any():
             at = int(np.argmax(bad))
-            where = f"site {_named(sites[at // len(slots)])} at {slots[at % len(slots)]}"
+            where = f"site {site_name(sites[at // len(slots)])} at {slots[at % len(slots)]}"
             raise ValueError(f"{rows.label}: {told} of {where}, expected one of at least 0 ({bad.sum()} of {bad.size} are so)")
     return np.ascontiguousarray(values.T).reshape(-1, len(sites), len(slots))
 
@@ -308,49 +295,9 @@ def _positions(rows: _Rows, sites: Sequence[Site]) -> NDArray[np.int64]:
     city = {name: i for i, name in enumerate(rows.cities)}
     station = {name: i for i, name in enumerate(rows.stations)}
     found = np.full((max(1, len(city)), max(1, len(station))), -1, dtype=np.int64)
-    _one_city(rows.label, rows.cities, sites)
+    check_one_city(rows.label, rows.cities, sites)
     for i, (name, unique_id) in enumerate(sites):
         at = city.get(name if rows.cities != [""] else "", -1), station.get(unique_id, -1)
         if min(at) >= 0:
             found[at] = i
     return found
-
-
-def _one_city(label: str, cities: Sequence[str], sites: Sequence[Site]) -> None:
-    """ValueError where a table without cities speaks of sites of several."""
-    several = sorted({city for city, _ in sites})
-    if list(cities) == [""] and len(several) > 1:
-        raise ValueError(f"{label}: no column 'city', expected one: the forecast has the cities {several}")
-
-
-def _site_table(path: str, sites: Sequence[Site], columns: Sequence[str]) -> tuple[str, pa.Table, NDArray[np.int64]]:
-    """A table of sites, and each row's position in `sites`."""
-    table = _table(Location.of(path), ("unique_id", *columns), ("city",))
-    known = {site: i for i, site in enumerate(sites)}
-    cities = table["city"].to_pylist() if "city" in table.column_names else None
-    _one_city(path, [""] if cities is None else cities, sites)
-    only = sites[0][0]
-    names = [str(name) for name in table["unique_id"].to_pylist()]
-    index = []
-    for row, name in enumerate(names):
-        site = (only if cities is None else str(cities[row]), name)
-        if site not in known:
-            raise ValueError(f"{path}: row {row + 1}, unknown site {_named(site)}, expected sites of the forecast")
-        index.append(known[site])
-    return path, table, np.array(index, dtype=np.int64)
-
-
-def _numbers(label: str, table: pa.Table, name: str) -> NDArray[np.float64]:
-    """A column of finite numbers."""
-    try:
-        values: NDArray[np.float64] = table[name].cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{label}: column {name!r} of type {table[name].type} ({error}), expected numbers") from None
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values)))
-        raise ValueError(f"{label}: row {row + 1}, column {name!r}: {values[row]}, expected a finite number")
-    return values
-
-
-def _named(site: Site) -> str:
-    return repr("/".join(part for part in site if part))

@@ -25,11 +25,15 @@ class SolverLimits:
     """Gap between solution and bound, relative to the solution's gain, at which a solution counts as optimal."""
     threads: int = 1
     """Threads of HiGHS; the same solution comes back for the same number."""
+    segments: int = 1_000_000
+    """Most capacities over all grids that a deployment may choose between: beyond them the programme is refused, for building it alone
+    takes minutes and gigabytes."""
 
     def __post_init__(self) -> None:
         check_number("seconds", self.seconds)
         check_number("gap", self.gap)
         check_whole("threads", self.threads, 1)
+        check_whole("segments", self.segments, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

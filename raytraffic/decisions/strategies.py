@@ -19,6 +19,7 @@ __all__ = [
     "real_demand",
     "resident_demand",
     "same_slot_last_week_demand",
+    "weighted_demand",
 ]
 
 
@@ -52,14 +53,26 @@ def poi_demand(poi: NDArray[np.number], total: NDArray[np.floating], weights: ND
         weights = np.ones(len(poi))
     check_shape("weights", weights, "(categories,)", (len(poi),))
     check_nonnegative("weights", weights)
-    return _divided("poi", weights @ poi, total)
+    return weighted_demand("poi", weights @ poi, total)
 
 
 def resident_demand(residents: NDArray[np.number], total: NDArray[np.floating]) -> NDArray[np.float64]:
     """(1, places, slots) the area's total (slots,) divided by residents, or by registered users (places,)."""
-    check_shape("residents", residents, "(places,)", (None,))
-    check_nonnegative("residents", residents)
-    return _divided("residents", residents, total)
+    return weighted_demand("residents", residents, total)
+
+
+def weighted_demand(name: str, weights: NDArray[np.number], total: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(1, places, slots) the area's total (slots,) divided over places in proportion to weights (places,), called `name` in messages.
+
+    ValueError where no place has any.
+    """
+    check_shape(name, weights, "(places,)", (None,))
+    check_nonnegative(name, weights)
+    check_shape("total", total, "(slots,)", (None,))
+    check_nonnegative("total", total)
+    if not weights.sum() > 0:
+        raise ValueError(f"{name}: zero everywhere, expected at least one place above 0")
+    return (weights / weights.sum())[None, :, None] * total.astype(np.float64)
 
 
 def mean_demand(history: NDArray[np.floating], slots: int) -> NDArray[np.float64]:
@@ -85,12 +98,3 @@ def _check_history(history: NDArray[np.floating], slots: int) -> None:
     check_shape("history", history, "(places, past slots)", (None, None))
     check_nonnegative("history", history)
     check_whole("slots", slots, 1)
-
-
-def _divided(name: str, shares: NDArray[np.number], total: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The total of each slot divided over places in proportion to their shares."""
-    check_shape("total", total, "(slots,)", (None,))
-    check_nonnegative("total", total)
-    if not shares.sum() > 0:
-        raise ValueError(f"{name}: zero everywhere, expected at least one place above 0")
-    return (shares / shares.sum())[None, :, None] * total.astype(np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raytraffic.models.uomo.config import POI_CATEGORIES as UOMO_CATEGORIES
+from raytraffic.poi_categories import LSDM_CATEGORIES, UOMO_CATEGORIES
 from raytraffic.sources.faulty import Refused
 from raytraffic.sources.gridding import CellGrid, LocalPlane, count_in_cells, count_within
 from raytraffic.sources.sheet import Columns, Sheet, Table
@@ -30,26 +30,6 @@ __all__ = [
     "read_points",
 ]
 
-#: LSDM, Table II, in its order.
-LSDM_CATEGORIES = (
-    "Medical Care",
-    "Hotel",
-    "Business",
-    "Life Service",
-    "Transport Hub",
-    "Culture",
-    "Sports",
-    "Residence",
-    "Entertainment",
-    "Scenic Spot",
-    "Government",
-    "Factory",
-    "Shopping",
-    "Restaurant",
-    "Education",
-    "Landmark",
-    "Other",
-)
 #: At 1,000 km from the centre the plane stretches distances by 0.4 %; beyond, points and sites are not of one region.
 _REGION_METRES = 1e6
 

@@ -18,8 +18,7 @@ from raytraffic.config import to_json
 from raytraffic.config.decisions import OptimizeConfig, SleepSettings
 from raytraffic.decisions.deployment import DeploymentPlan, DeploymentProblem
 from raytraffic.decisions.deployment_program import plan
-from raytraffic.decisions.evaluation import deployment_measures, sleep_measures
-from raytraffic.decisions.outcome import LEVEL, Decision, Deployed, Slept, judge, plan_table, schedule_table
+from raytraffic.decisions.outcome import LEVEL, Decision, Deployed, Slept, deployed, plan_table, proof_json, schedule_table, slept
 from raytraffic.decisions.problems import (
     FORECAST,
     REAL,
@@ -28,9 +27,12 @@ from raytraffic.decisions.problems import (
     installed,
     last_week,
     sleep_problem,
+    standing,
     strategy_demands,
+    strategy_weights,
 )
-from raytraffic.decisions.reading import Demand, read_demand, read_per_site, read_values
+from raytraffic.decisions.reading import Demand, read_demand, read_values, station_types
+from raytraffic.decisions.site_tables import read_per_site
 from raytraffic.decisions.sleep import sleep_terms
 from raytraffic.decisions.sleep_chain import schedule
 from raytraffic.decisions.solver import Proof, SolverLimits
@@ -56,24 +58,24 @@ def optimize(config: OptimizeConfig) -> Location:
     real = None if config.real is None else read_values(config.real, demand.sites, demand.slots, config.service)
     past = None if config.history is None else last_week(config.history, demand, config.service)
     places = None if config.sites is None else read_per_site(config.sites, demand.sites, ("lat", "lon"))
-    demands = strategy_demands(demand, real, past)
+    weights = {} if config.weights is None else strategy_weights(config.weights, demand.sites)
+    demands = strategy_demands(demand, real, past, weights)
     with held(out):
         if config.problem == "deployment":
-            deployed = _deployment(config, demand, real, demands)
-            out.child("plan.parquet").write_table(plan_table(deployed))
-            _write_summary(config, deployed, {"spent": deployed.plan.spent, "built": int(deployed.plan.built.sum())}, began)
-            deployment_report(out, deployed, places, to_json(config))
+            built = _deployment(config, demand, real, demands)
+            out.child("plan.parquet").write_table(plan_table(built))
+            _write_summary(config, built, {"spent": built.plan.spent, "built": int(built.plan.built.sum())}, began)
+            deployment_report(out, built, places, to_json(config))
         else:
-            slept = _sleep(config, demand, real, demands)
-            out.child("schedule.parquet").write_table(schedule_table(slept))
-            _write_summary(config, slept, {"overloaded_slots": int(slept.overloaded.sum())}, began)
-            sleep_report(out, slept, to_json(config))
+            scheduled = _sleep(config, demand, real, demands)
+            out.child("schedule.parquet").write_table(schedule_table(scheduled))
+            _write_summary(config, scheduled, {"overloaded_slots": int(scheduled.overloaded.sum())}, began)
+            sleep_report(out, scheduled, to_json(config))
     return out
 
 
 def _write_summary(config: OptimizeConfig, found: Decision, figures: Mapping[str, float], began: float) -> None:
     """Status, gap and seconds of the solver, the objective's terms, and the measures of every strategy."""
-    proof = found.proofs[FORECAST]
     terms = {row.name: row.promised for row in found.judged if row.strategy == FORECAST}
     told = {
         "problem": config.problem,
@@ -81,11 +83,11 @@ def _write_summary(config: OptimizeConfig, found: Decision, figures: Mapping[str
         "slots": len(found.demand.slots),
         "step_minutes": found.demand.step_minutes,
         "draws": len(found.demand.draws),
-        **_proof(proof),
+        **proof_json(found.proofs[FORECAST]),
         **figures,
         **terms,
         "interval_level": LEVEL,
-        "strategies": {name: _proof(one) for name, one in found.proofs.items()},
+        "strategies": {name: proof_json(one) for name, one in found.proofs.items()},
         "measures": [asdict(row) for row in found.judged],
         "seconds": time.monotonic() - began,
         "config": to_json(config),
@@ -93,22 +95,13 @@ def _write_summary(config: OptimizeConfig, found: Decision, figures: Mapping[str
     Location.of(config.out).child("summary.json").write_bytes(json.dumps(told, indent=1).encode())
 
 
-def _proof(proof: Proof) -> dict[str, Any]:
-    """What is known of a solution; None where there is no bound yet."""
-    return {
-        "status": proof.status,
-        "solver_objective": proof.objective,
-        "bound": proof.bound if math.isfinite(proof.bound) else None,
-        "gap": proof.gap if math.isfinite(proof.gap) else None,
-        "solver_seconds": proof.seconds,
-    }
-
-
 def _deployment(
     config: OptimizeConfig, demand: Demand, real: NDArray[np.floating] | None, demands: Mapping[str, NDArray[np.floating]]
 ) -> Deployed:
     """Every strategy's plan, one task each, and what they are worth."""
-    types, problem = deployment_problem(config.deployment, demand)
+    types = station_types(config.deployment.station_types)
+    existing = standing(config.deployment, list(types), demand.sites)
+    problem = deployment_problem(config.deployment, demand.draws, list(types.values()), existing)
     limits = SolverLimits(seconds=config.seconds, gap=config.gap)
     connect()
     tasks = {_planned.remote(replace(problem, demand=wanted), limits): name for name, wanted in demands.items()}
@@ -119,19 +112,7 @@ def _deployment(
             (ended,), waiting = ray.wait(waiting, num_returns=1)
             plans[tasks[ended]] = ray.get(ended)
             stage.advance(1, tasks[ended])
-    stations = {name: plans[name].stations for name in demands} | {"nothing built": problem.standing}
-    promised = {name: deployment_measures(problem, x) for name, x in stations.items()}
-    on_real = None if real is None else replace(problem, demand=real[None])
-    judged = {name: deployment_measures(on_real, x) for name, x in stations.items()} if on_real is not None else None
-    return Deployed(
-        demand=demand,
-        real=real,
-        judged=judge(promised, judged, nothing="nothing built"),
-        proofs={name: plans[name].proof for name in demands},
-        types=types,
-        problem=problem,
-        plan=plans[FORECAST],
-    )
+    return deployed(demand, real, list(types), problem, {name: plans[name] for name in demands})
 
 
 @ray.remote
@@ -158,22 +139,10 @@ def _sleep(config: OptimizeConfig, demand: Demand, real: NDArray[np.floating] | 
                 overloaded[piece] = row["overloaded"]
             stage.advance(len(row["active"]), row["strategy"])
     seconds = time.monotonic() - began
-    schedules = active | {"all on": np.repeat(cells.rrus[:, None], problem.slots, axis=1).astype(np.int16)}
-    promised = {name: sleep_measures(problem, x) for name, x in schedules.items()}
-    on_real = None if real is None else replace(problem, load=real[None])
-    judged = {name: sleep_measures(on_real, x) for name, x in schedules.items()} if on_real is not None else None
     made_for = {name: replace(problem, load=load) for name, load in demands.items()}
     objectives = {name: -float(sleep_terms(made_for[name], active[name]).objective.sum(axis=1).mean()) for name in demands}
-    return Slept(
-        demand=demand,
-        real=real,
-        judged=judge(promised, judged, nothing="all on"),
-        proofs={name: Proof(status="optimal", objective=value, bound=value, seconds=seconds) for name, value in objectives.items()},
-        cells=cells,
-        problem=problem,
-        active=active[FORECAST],
-        overloaded=overloaded,
-    )
+    proofs = {name: Proof(status="optimal", objective=value, bound=value, seconds=seconds) for name, value in objectives.items()}
+    return slept(demand, real, cells, problem, active, proofs, overloaded)
 
 
 def _pieces(strategy: str, load: NDArray[np.floating], cells: Installed, workers: int) -> Iterator[dict[str, Any]]:

@@ -1,15 +1,16 @@
 """The Serve application: gateway -> embedder -> conditioner -> sampler, for `serve run serve_configs/*.yaml` and `raytraffic serve`.
 
 The gateway reads and checks requests and cuts them into chunks of tiles; what a stage makes of a chunk goes to the next one without coming
-back to it. What a stage may use, how it scales and what may queue before it stands in the Serve config, under the deployments' names.
+back to it. Draws that are decided on do come back, and go to the planner. What a stage may use, how it scales and what may queue before it
+stands in the Serve config, under the deployments' names.
 """
 
 # Without `from __future__ import annotations`: Serve reads the type of the builder's argument, and a text is none to it.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -23,18 +24,21 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from raytraffic.config import ServeConfig
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.on_ray.cluster import connect, refuse_open_cluster
+from raytraffic.on_ray.planner import PlannerStage
 from raytraffic.on_ray.stages import SECONDS, Conditioner, Embedder, SamplerStage
 from raytraffic.serving.access import Access, is_loopback, read_token
 from raytraffic.serving.admission import Admission, Busy
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel, served_model
+from raytraffic.serving.planner import Answer, Wanted
 from raytraffic.serving.routes import build_api, guarded
 from raytraffic.serving.service import Expired, ForecastService
 from raytraffic.types import Forecast, TrafficBatch
 
 __all__ = ["ServeArgs", "app", "serve_checkpoints"]
 
+T = TypeVar("T")
 _LOG = logging.getLogger("raytraffic.serving")
 #: What a call ends with when a replica or its node goes away, and how long is waited before it is made again.
 _LOST = (RayError, RayServeException)
@@ -55,6 +59,9 @@ class ServeArgs(BaseModel):
     )
     limits: Limits = Limits()
     tile: tuple[int, int] = Field((4, 4), description="Rows and columns of a tile, as the models' stores were prepared with.")
+    group_stations: bool = Field(
+        False, description="Stations without cells share tiles with their neighbours, as the models' stores were prepared with."
+    )
     chunk_tiles: int = Field(16, ge=1, description="Tiles that go through the stages together.")
     chunks_at_once: int = Field(
         3, ge=1, description="Chunks of one request on their way at a time: while one is sampled the next is conditioned."
@@ -72,22 +79,8 @@ class _RemoteStages:
         self.embedder, self.conditioner, self.sampler = embedder, conditioner, sampler
 
     async def forecast(self, model: ServedModel, batch: TrafficBatch, sampler: Sampler, draws: int, seed: int, deadline: float) -> Forecast:
-        """See raytraffic.serving.service.Stages.
-
-        A stage that dies on the way (its replica, its node) is asked again: the same call gives the same numbers.
-        """
-        forecast: Forecast | None = None
-        for pause in (*_PAUSES, None):
-            try:
-                forecast = await self._through(model, batch, sampler, draws, seed, deadline)
-                break
-            except BackPressureError:
-                raise Busy(1.0) from None
-            except _LOST as error:
-                if pause is None or _is_ours(error):
-                    raise
-                _LOG.warning("a stage was lost, asked again in %s s: %s", pause, str(error).partition("\n")[0])
-                await asyncio.sleep(pause)
+        """See raytraffic.serving.service.Stages."""
+        forecast = await _insisting(lambda: self._through(model, batch, sampler, draws, seed, deadline), retry_after_s=1.0)
         if forecast is None:
             raise Expired
         return forecast
@@ -100,7 +93,7 @@ class _RemoteStages:
         )
         env: Any = None
         if model.poi_categories and "env" not in batch.context:
-            env = embedder.remote(model.key, batch.context["poi"])
+            env = embedder.remote(model.key, batch.context["poi"], batch.space.xy)
         # Responses are handed on before they are there: arrays go from stage to stage, not through the gateway.
         condition = conditioner.remote(model.key, batch, env, sampler.guidance != 1)
         drawn = stage.remote(model.key, batch, condition, sampler, draws, seed, deadline)
@@ -112,6 +105,46 @@ class _RemoteStages:
                     response.cancel()
             raise
         return forecast
+
+
+class _RemotePlanner:
+    """The planner behind a Serve handle."""
+
+    def __init__(self, planner: DeploymentHandle) -> None:
+        self.planner = planner
+
+    async def decide(self, wanted: Wanted, deadline: float) -> Answer:
+        """See raytraffic.serving.planner.Planner."""
+        found: Answer | ValueError | None = await _insisting(lambda: self._asked(wanted, deadline), retry_after_s=5.0)
+        if found is None:
+            raise Expired
+        if isinstance(found, ValueError):
+            raise found
+        return found
+
+    async def _asked(self, wanted: Wanted, deadline: float) -> Answer | ValueError | None:
+        response = self.planner.remote(wanted, deadline)
+        try:
+            found: Answer | ValueError | None = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return found
+
+
+async def _insisting(call: Callable[[], Awaitable[T]], retry_after_s: float) -> T:
+    """What a call comes to; Busy where a queue is full. One that loses its replica or node is made again: it would give the same."""
+    for pause in (*_PAUSES, None):
+        try:
+            return await call()
+        except BackPressureError:
+            raise Busy(retry_after_s) from None
+        except _LOST as error:
+            if pause is None or _is_ours(error):
+                raise
+            _LOG.warning("a replica was lost, asked again in %s s: %s", pause, str(error).partition("\n")[0])
+            await asyncio.sleep(pause)
+    raise AssertionError("the last call returns or raises")
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -141,7 +174,12 @@ class Gateway:
     """HTTP in, HTTP out; every answer carries the request id that the log lines carry (Serve's proxy gives it)."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, args: ServeArgs, embedder: DeploymentHandle, conditioner: DeploymentHandle, sampler: DeploymentHandle
+        self,
+        args: ServeArgs,
+        embedder: DeploymentHandle,
+        conditioner: DeploymentHandle,
+        sampler: DeploymentHandle,
+        planner: DeploymentHandle,
     ) -> None:
         logging.getLogger("raytraffic").setLevel(logging.INFO)
         torch.set_num_threads(1)
@@ -153,7 +191,9 @@ class Gateway:
             limits=args.limits,
             stages=_RemoteStages(embedder, conditioner, sampler),
             admission=admission,
+            planner=_RemotePlanner(planner),
             tile=args.tile,
+            group_stations=args.group_stations,
             chunk_tiles=args.chunk_tiles,
             chunks_at_once=args.chunks_at_once,
         )
@@ -188,8 +228,15 @@ def _blank(model: ServedModel) -> TrafficBatch:
         clock=torch.stack((torch.arange(t) % 24, torch.zeros(t, dtype=torch.int64)), dim=-1)[None],
         step_minutes=torch.tensor([60]),
         key=torch.zeros(1, dtype=torch.int64),
-        context={"poi": torch.zeros(1, len(model.poi_categories), 1)} if model.poi_categories else {},
+        context=_blank_context(model),
     )
+
+
+def _blank_context(model: ServedModel) -> dict[str, torch.Tensor]:
+    """What the gateway always tells a model of its contexts."""
+    poi = {"poi": torch.zeros(1, len(model.poi_categories), 1)} if model.poi_categories else {}
+    env = {"env": torch.full((1, 1, 1, model.env_features), torch.nan)} if "env" in model.contexts else {}
+    return {**poi, **env}
 
 
 def app(args: ServeArgs) -> serve.Application:
@@ -202,18 +249,31 @@ def app(args: ServeArgs) -> serve.Application:
     for name, folder in args.checkpoints.items():
         served_model(name, folder)
     if args.store is not None:
-        Cities(args.store).names  # noqa: B018 - opened here, so that a mistake is told before anything is deployed
+        _check_store(args, args.store)
     read_token(args.token_file)
     stages = (
         _deployment("embedder", Embedder, cpus=0.1, ongoing=32).bind(args.cache_mib),
         _deployment("conditioner", Conditioner, cpus=0.5, ongoing=16).bind(),
         _deployment("sampler", SamplerStage, cpus=1.0, ongoing=32).bind(),
+        # It stands still until it is asked for a decision: a fifth of a core is set aside, and a decision takes what it finds.
+        _deployment("planner", PlannerStage, cpus=0.2, ongoing=1).options(max_queued_requests=8).bind(),
     )
     return _deployment("gateway", serve.ingress()(Gateway), cpus=0.2, ongoing=2 * args.most_requests).bind(args, *stages)
 
 
+def _check_store(args: ServeArgs, folder: str) -> None:
+    """ValueError, before anything is deployed, for a store that cannot be read, and where stations are not grouped as they are in it."""
+    cities = Cities(folder)
+    assert cities.names is not None and cities.store is not None
+    layout = cities.store.layout
+    if args.group_stations != layout.group_stations:
+        raise ValueError(f"group_stations: {args.group_stations}, expected {layout.group_stations} as {folder} was prepared")
+    if args.group_stations and args.tile != layout.tile:
+        raise ValueError(f"tile: {args.tile}, expected {layout.tile} as {folder} was prepared")
+
+
 def _deployment(name: str, kind: Any, cpus: float, ongoing: int) -> serve.Deployment:
-    """What holds where a Serve config says nothing else: one replica each, all four on two CPU cores."""
+    """What holds where a Serve config says nothing else: one replica each, all five on two CPU cores."""
     return serve.deployment(name=name, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": cpus})(kind)
 
 

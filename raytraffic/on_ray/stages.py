@@ -25,7 +25,7 @@ from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecaster import Forecaster, rows_of
 from raytraffic.serving.cache import SiteCache
 from raytraffic.serving.models import served_model
-from raytraffic.types import Condition, Forecast, Scale, TrafficBatch
+from raytraffic.types import Condition, Forecast, Scale, Space, TrafficBatch
 
 __all__ = ["SECONDS", "Conditioner", "Embedder", "Job", "SamplerStage", "draw_or_fail", "draw_together"]
 
@@ -83,37 +83,43 @@ def _load(key: str, device: str) -> Forecaster:
 
 
 class Embedder(_Stage):
-    """Stage 1: the static context of sites as embeddings, each computed once while the cache holds it."""
+    """Stage 1: the static context of sites as embeddings. A site's may depend on all of its tile, so tiles are what is computed once."""
 
     name = "embedder"
 
     def __init__(self, cache_mib: float) -> None:
         super().__init__()
         self._cache = SiteCache(int(cache_mib * 2**20))
-        self._found = Counter("raytraffic_site_cache", "Site embeddings asked for.", tag_keys=("result",))
-        self._size = Gauge("raytraffic_site_cache_bytes", "Bytes of site embeddings held.")
+        self._found = Counter("raytraffic_site_cache", "Embeddings of tiles of sites asked for.", tag_keys=("result",))
+        self._size = Gauge("raytraffic_site_cache_bytes", "Bytes of embeddings held.")
 
-    async def __call__(self, key: str, poi: Tensor) -> Tensor:
-        """`env` (b, 1, s, d) of counts (b, k, s)."""
+    async def __call__(self, key: str, poi: Tensor, xy: Tensor | None) -> Tensor:
+        """`env` (b, 1, s, d) of counts (b, k, s) at places (b, s, 2), None where none is known."""
         forecaster = await self.forecaster(key)
-        return await self._compute(self._embed, forecaster, key, poi)
+        return await self._compute(self._embed, forecaster, key, poi, xy)
 
-    def _embed(self, forecaster: Forecaster, key: str, poi: Tensor) -> Tensor:
-        b, k, s = poi.shape
+    def _embed(self, forecaster: Forecaster, key: str, poi: Tensor, xy: Tensor | None) -> Tensor:
+        k, s = poi.shape[1:]
         before = self._cache.hits, self._cache.misses
-        env = self._cache.embed(key, poi.transpose(1, 2).reshape(b * s, k).contiguous(), lambda sites: _embedded(forecaster, sites))
+        content = poi.flatten(1) if xy is None else torch.cat((poi.flatten(1), xy.flatten(1)), dim=1)
+
+        def compute(tiles: Tensor) -> Tensor:
+            places = None if xy is None else tiles[:, k * s :].unflatten(1, (s, 2))
+            return _embedded(forecaster, tiles[:, : k * s].unflatten(1, (k, s)), places)
+
+        env = self._cache.embed(f"{s} {xy is None} {key}", content, compute)
         for result, count in zip(("hit", "miss"), (self._cache.hits - before[0], self._cache.misses - before[1]), strict=True):
             if count:
                 self._found.inc(count, {"result": result})
         self._size.set(self._cache.bytes)
-        return env.reshape(b, 1, s, -1)
+        return env[:, None]
 
 
 @torch.no_grad()
-def _embedded(forecaster: Forecaster, sites: Tensor) -> Tensor:
-    """(m, d) of sites' counts (m, k): each as a window of one cell."""
-    m = len(sites)
-    nothing = torch.zeros(m, 1, 1, 1)
+def _embedded(forecaster: Forecaster, poi: Tensor, xy: Tensor | None) -> Tensor:
+    """(m, s, d) of tiles' counts (m, k, s) and places (m, s, 2)."""
+    m, _, s = poi.shape
+    nothing = torch.zeros(m, 1, 1, s)
     device = next(forecaster.parameters()).device
     batch = TrafficBatch(
         traffic=nothing,
@@ -121,9 +127,10 @@ def _embedded(forecaster: Forecaster, sites: Tensor) -> Tensor:
         clock=torch.zeros(m, 1, 2, dtype=torch.int64),
         step_minutes=torch.full((m,), 60),
         key=torch.zeros(m, dtype=torch.int64),
-        context={"poi": sites[:, :, None]},
+        space=Space(xy=xy),
+        context={"poi": poi},
     )
-    return forecaster.embed(batch.to(device)).context["env"][:, 0, 0].cpu()
+    return forecaster.embed(batch.to(device)).context["env"][:, 0].cpu()
 
 
 class Conditioner(_Stage):

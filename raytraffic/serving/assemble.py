@@ -6,7 +6,7 @@ stations, issue time and seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecasting import ForecastRequest, draws_table
+from raytraffic.graph import partition
 from raytraffic.randomness import fold_numpy, text_key
-from raytraffic.serving.cities import TileKeys
+from raytraffic.serving.known import CityTiles, KnownCity
 from raytraffic.serving.query import Query
 from raytraffic.serving.refused import Refused
-from raytraffic.store import CityStatistics
 from raytraffic.store.statistics import clock
 from raytraffic.store.tiling import tile_name
 from raytraffic.types import TrafficBatch
@@ -53,18 +53,16 @@ def sampler_of(query: Query) -> Sampler:
     return sampler if query.ask.steps is None else replace(sampler, steps=query.ask.steps)
 
 
-def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], tiles: int, keys: TileKeys | None = None) -> Iterator[Chunk]:
-    """The query's windows, `tiles` at a time; `known` is what the server measured of the query's city, `keys` how its tiles are keyed.
+def chunks(query: Query, known: KnownCity | None, tile: tuple[int, int], tiles: int, group_stations: bool = False) -> Iterator[Chunk]:
+    """The query's windows, `tiles` at a time; `known` is what the server knows of the query's city. With `group_stations` stations without
+    cells are put into tiles of neighbours, as a store that was prepared so has them.
 
-    Raises Refused when the city was measured at another granularity or with other services.
+    Raises Refused when the city was measured at another granularity, with other services or other environment vectors.
     """
-    if known is not None and len(known.profile[0]) * query.ask.step_minutes != 1440:
-        raise Refused.of(
-            ["step_minutes"], query.ask.step_minutes, f"{1440 // len(known.profile[0])}, as city {query.ask.city} was measured"
-        )
-    if known is not None and len(known.reference) != len(query.services):
-        raise Refused.of(["city"], repr(query.ask.city), f"a city that was measured with {len(query.services)} services")
-    names, members = _tiles(query, tile)
+    statistics = None if known is None else known.statistics
+    _check_city(query, known)
+    xy = _metres(query, known)
+    names, members = _tiles(query, tile, xy, known, group_stations)
     length = query.traffic.shape[1]
     horizon = horizon_of(query)
     history = length if horizon == 0 else ForecastRequest(horizon=horizon).history(query.model.window)
@@ -80,15 +78,18 @@ def chunks(query: Query, known: CityStatistics | None, tile: tuple[int, int], ti
             "traffic": traffic,
             "clock": np.tile(np.stack((slot, weekday), axis=-1), (n, 1, 1)),
             "step_minutes": np.full(n, query.ask.step_minutes, dtype=np.int64),
-            "key": fold_numpy(_keys(query, names[at : at + tiles], sites, keys), np.full(n, minutes[0])),
+            "key": fold_numpy(_keys(query, names[at : at + tiles], sites, known), np.full(n, minutes[0])),
             "poi": _counts(query, cells),
-            **city_columns(known, np.tile(slot, (n, 1)), np.tile(weekday, (n, 1)), len(query.services)),
+            "xy": np.concatenate((np.full((1, 2), np.nan, dtype=np.float32), xy))[cells + 1],
+            **city_columns(statistics, np.tile(slot, (n, 1)), np.tile(weekday, (n, 1)), len(query.services)),
         }
         users = query.users if query.users is not None else np.full_like(query.traffic[0], np.nan)
         columns["users"] = _placed(users[None], cells, first, history, horizon)[:, 0]
         batch = to_batch(columns, None, tile)
         if "expected_users" in query.model.contexts:  # NaN where none are given, so that requests with and without them share calls
             batch = replace(batch, context={**batch.context, "expected_users": _expected(query, cells, history + horizon)})
+        if "env" in query.model.contexts:
+            batch = replace(batch, context={**batch.context, "env": _environment(query, sites, known)})
         there = (cells >= 0)[:, None, None]
         asked = np.isnan(traffic) if horizon == 0 else np.arange(history + horizon)[:, None] >= history
         yield Chunk(
@@ -114,13 +115,44 @@ def answer_table(query: Query, chunk: Chunk, draws: torch.Tensor) -> pa.Table:
     )
 
 
-def _tiles(query: Query, tile: tuple[int, int]) -> tuple[list[str], NDArray[np.int64]]:
+def _check_city(query: Query, known: KnownCity | None) -> None:
+    """Refused unless the city was measured as the query asks for it."""
+    if known is None:
+        return
+    if known.statistics is not None:
+        measured = 1440 // len(known.statistics.profile[0])
+        if measured != query.ask.step_minutes:
+            raise Refused.of(["step_minutes"], query.ask.step_minutes, f"{measured}, as city {query.ask.city} was measured")
+        if len(known.statistics.reference) != len(query.services):
+            raise Refused.of(["city"], repr(query.ask.city), f"a city that was measured with {len(query.services)} services")
+    if query.model.env_features and known.env_features not in (0, query.model.env_features):
+        told = f"a city with environment vectors of {query.model.env_features} features, as the model was trained on"
+        raise Refused.of(["city"], f"{query.ask.city!r} with {known.env_features}", told)
+
+
+def _metres(query: Query, known: KnownCity | None) -> NDArray[np.float32]:
+    """(stations, 2) where the stations stand: as the query says, else as the server knows, NaN where neither does."""
+    if query.xy is not None:
+        return query.xy
+    return np.full((len(query.ids), 2), np.nan, dtype=np.float32) if known is None else known.tiles.metres(query.ids)
+
+
+def _environment(query: Query, sites: NDArray[np.object_], known: KnownCity | None) -> torch.Tensor:
+    """(n, 1, s, d) the environment vectors of sites (n, s), NaN where the server knows none."""
+    if known is None or not known.env_features:
+        return torch.full((len(sites), 1, sites.shape[1], query.model.env_features), torch.nan)
+    return known.environment(sites)[:, None]
+
+
+def _tiles(
+    query: Query, tile: tuple[int, int], xy: NDArray[np.float32], known: KnownCity | None, group_stations: bool
+) -> tuple[list[str], NDArray[np.int64]]:
     """Names of the query's tiles, and which station is in each of their cells (m, h * w), -1 for none."""
-    stations = len(query.ids)
+    stations, size = len(query.ids), tile[0] * tile[1]
     if query.cell is None:
-        members = np.full((stations, tile[0] * tile[1]), -1, dtype=np.int64)
-        members[:, 0] = np.arange(stations)
-        return list(query.ids), members
+        tiles = None if known is None else known.tiles
+        members = _grouped(query, size, xy, tiles) if group_stations else _padded([np.array([i]) for i in range(stations)], size)
+        return [query.ids[row[row >= 0][0]] for row in members], members
     of_tile, inside = np.divmod(query.cell, tile)
     places, place = np.unique(of_tile, axis=0, return_inverse=True)
     members = np.full((len(places), tile[0] * tile[1]), -1, dtype=np.int64)
@@ -128,11 +160,35 @@ def _tiles(query: Query, tile: tuple[int, int]) -> tuple[list[str], NDArray[np.i
     return [tile_name(row, column) for row, column in places.tolist()], members
 
 
-def _keys(query: Query, names: list[str], sites: NDArray[np.object_], keys: TileKeys | None) -> NDArray[np.int64]:
+def _grouped(query: Query, size: int, xy: NDArray[np.float32], tiles: CityTiles | None) -> NDArray[np.int64]:
+    """Tiles (m, size) of stations: those that stand in tiles of the store stay there, in their cells; of the others neighbours meet."""
+    stored: dict[int, NDArray[np.int64]] = {}
+    free = []
+    for station, name in enumerate(query.ids):
+        place = None if tiles is None else tiles.place(name)
+        if place is None:
+            free.append(station)
+        else:
+            stored.setdefault(place[0], np.full(size, -1, dtype=np.int64))[place[1]] = station
+    new = np.array(free, dtype=np.int64)
+    return np.concatenate(
+        [*(row[None] for row in stored.values()), _padded([new[group] for group in partition(xy[new].astype(np.float64), size)], size)]
+    )
+
+
+def _padded(groups: Sequence[NDArray[np.int64]], size: int) -> NDArray[np.int64]:
+    """(m, size) each group from the first cell on, -1 after it."""
+    members = np.full((len(groups), size), -1, dtype=np.int64)
+    for row, group in zip(members, groups, strict=True):
+        row[: len(group)] = group
+    return members
+
+
+def _keys(query: Query, names: list[str], sites: NDArray[np.object_], known: KnownCity | None) -> NDArray[np.int64]:
     """Of tiles with these names and sites (n, s): those of the store's tiles, or what a store of one period would have."""
-    known = [None if keys is None else keys.of(tile) for tile in sites]
+    stored = [None if known is None else known.tiles.key(tile) for tile in sites]
     other = [text_key(f"{query.ask.city or ''}|all|{name}") for name in names]
-    return np.array([one if key is None else key for key, one in zip(known, other, strict=True)], dtype=np.int64)
+    return np.array([one if key is None else key for key, one in zip(stored, other, strict=True)], dtype=np.int64)
 
 
 def _expected(query: Query, cells: NDArray[np.int64], slots: int) -> torch.Tensor:

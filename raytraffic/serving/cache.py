@@ -1,4 +1,4 @@
-"""Site embeddings that were computed once: static context by the hash of its content, the least recently used dropped first."""
+"""Site embeddings that were computed once: the static context of tiles by its hash, the least recently used dropped first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SiteCache"]
 
 
 class SiteCache:
-    """At most `most_bytes` of embeddings (d,) float32 of sites; a site whose context changes has another hash, so nothing goes stale."""
+    """At most `most_bytes` of embeddings (s, d) float32 of tiles; one whose context changes has another hash, so nothing goes stale."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -23,7 +23,7 @@ class SiteCache:
         self._held: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def embed(self, model: str, contexts: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(m, d) of the sites' static contexts (m, k); `compute` is asked, once, for the different ones that are not held."""
+        """(m, s, d) of the tiles' static contexts (m, k); `compute` is asked, once, for the different ones that are not held."""
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16, key=model.encode()[:64]).digest() for row in contexts.numpy()]
         first: dict[bytes, int] = {}
         for i, key in enumerate(keys):

@@ -17,10 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raytraffic.serving.known import CityTiles, KnownCity
 from raytraffic.store import CityStatistics, Store, open_store
-from raytraffic.windows import RunReader, Windows
+from raytraffic.windows import RunReader, Windows, environment_features
 
-__all__ = ["HEAT_SLOTS", "Cities", "CityFacts", "CityMap", "Station", "TileKeys", "TileSeries"]
+__all__ = ["HEAT_SLOTS", "Cities", "CityFacts", "CityMap", "Station", "TileSeries"]
 
 #: Slots of all stations of a city that one call reads at most: a week of hours.
 HEAT_SLOTS = 168
@@ -103,22 +104,6 @@ class TileSeries:
     poi: Mapping[str, _Floats]
 
 
-class TileKeys:
-    """The random keys that a prepared store gives the tiles of a city, found by the sites (p, s) that stand in their cells, "" for none."""
-
-    def __init__(self, sites: NDArray[np.object_], keys: _Ints) -> None:
-        self._keys = keys.tolist()
-        self._tiles: dict[tuple[int, str], set[int]] = {}
-        for tile, cell in np.argwhere(sites != "").tolist():
-            self._tiles.setdefault((cell, sites[tile, cell]), set()).add(tile)
-
-    def of(self, sites: NDArray[np.object_]) -> int | None:
-        """The key of the tile in which each of these sites (s,), "" for none, stands in its cell; None where no tile is so."""
-        standing = [self._tiles.get((cell, sites[cell]), set()) for cell in np.flatnonzero(sites != "").tolist()]
-        found = set.intersection(*standing)
-        return self._keys[min(found)] if found else None
-
-
 @dataclass(frozen=True, eq=False)
 class _Places:
     """Where a city's newest period lies in the index: the tiles' names and first rows (p,), and their sites (p, s).
@@ -150,8 +135,7 @@ class _Block:
 class Cities:
     """What the server knows of cities, from the prepared store in a folder (or s3:// URL), or nothing where there is none.
 
-    Threads may share it; they read one after another. All methods but `names`, `statistics` and `tile_keys` want a city of
-    `names`.
+    Threads may share it; they read one after another. All methods but `names` and `known` want a city of `names`.
     """
 
     def __init__(self, store: str | None) -> None:
@@ -159,7 +143,7 @@ class Cities:
         self._lock = RLock()
         self._places: dict[str, _Places] = {}
         self._maps: dict[str, CityMap] = {}
-        self._keys: dict[str, TileKeys] = {}
+        self._known: dict[str, KnownCity] = {}
 
     @cached_property
     def store(self) -> Store | None:
@@ -175,27 +159,39 @@ class Cities:
         """The cities, sorted."""
         return tuple(sorted(self._statistics))
 
-    def statistics(self, city: str | None) -> CityStatistics | None:
-        """What was measured of a city; None for no city, and for one in which nothing was."""
-        return None if city is None else self._statistics[city]
+    def known(self, city: str | None) -> KnownCity | None:
+        """What a request for a city is told of it; None for no city. The first call reads where its sites stand.
 
-    def tile_keys(self, city: str | None) -> TileKeys | None:
-        """The keys of a city's tiles, None for no city; the first call reads the names of its sites.
-
-        A tile's key is its newest series's, as in the fleet job (raytraffic.forecasting.issue_windows): a caller knows no periods.
+        Tiles are those of all periods, each as its newest one has it, as in the fleet job (raytraffic.forecasting.issue_windows): a caller
+        knows no periods.
         """
         if city is None:
             return None
         with self._lock:
-            if city not in self._keys:
+            if city not in self._known:
                 index = self._windows.store.index
                 series = index.table_of_series()
                 mine = np.flatnonzero(series.city == index.cities.index(city))
                 oldest_first = mine[np.argsort(index.start_minute[series.first_row[mine]], kind="stable")]
                 newest = dict(zip(series.place[oldest_first].tolist(), series.first_row[oldest_first].tolist(), strict=True))
                 rows = np.array(list(newest.values()))
-                self._keys[city] = TileKeys(self._windows.site_names(rows), index.key[rows])
-            return self._keys[city]
+                self._known[city] = KnownCity(
+                    name=city,
+                    statistics=self._statistics[city],
+                    tiles=CityTiles(self._windows.site_names(rows), self._site_metres(rows), index.key[rows]),
+                    surroundings=self._windows.surroundings if environment_features(self._windows.store) else None,
+                )
+            return self._known[city]
+
+    def _site_metres(self, rows: _Ints) -> _Floats:
+        """(n, s, 2) where the sites of the tiles of some index rows stand, NaN where that is unknown."""
+        store, index = self._windows.store, self._windows.store.index
+        metres = np.empty((len(rows), store.layout.cells, 2), dtype=np.float32)
+        for shard in np.unique(index.shard[rows]).tolist():
+            mine = np.flatnonzero(index.shard[rows] == shard)
+            column = store.location.child(index.shards[shard]).read_table(["xy"]).column("xy")
+            metres[mine] = np.concatenate([chunk.to_numpy_ndarray() for chunk in column.chunks])[index.row[rows[mine]]]
+        return metres
 
     def facts(self, city: str) -> CityFacts:
         """What the store's manifest says of a city."""

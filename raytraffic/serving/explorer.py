@@ -160,7 +160,7 @@ def explorer_routes(service: ForecastService) -> APIRouter:
             raise HTTPException(404, f"station: {content.station[:80]!r}, expected one of {city}'s {len(known.stations)} stations")
         query, tile = await asyncio.to_thread(_asked, service, facts, station, content, minute)
         service.check(query)
-        table = await service.table(query, service.deadline(query))
+        table = await service.table(query, service.deadline(query.ask.timeout_s))
         mine = plain_table(query, table.filter(pc.equal(table.column("unique_id"), station.id)))
         answer = json_object(query, mine)
         count = horizon_of(query) or query.model.window

@@ -1,4 +1,5 @@
-"""From pandas frames to the Arrow body of a request: a station's rows on one grid of slots; ValueError for what cannot stand there."""
+"""From pandas frames to the body of a request, in Arrow or JSON: a station's rows on one grid of slots; ValueError for what cannot stand
+there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from raytraffic.serving.query import METADATA
 from raytraffic.sources.city import STEP_MINUTES
 
-__all__ = ["KEYS", "request_bytes"]
+__all__ = ["KEYS", "drawn_object", "request_bytes", "request_object"]
 
 #: What names a row of a history or of an answer.
 KEYS = ["unique_id", "service", "ds"]
@@ -22,6 +23,41 @@ KEYS = ["unique_id", "service", "ds"]
 
 def request_bytes(history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.DataFrame | None, settings: Mapping[str, Any]) -> bytes:
     """The Arrow body of a request with these settings of `/v1/forecast`; raytraffic.client says what the frames hold."""
+    table = _request(history, sites, future, settings)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def request_object(
+    history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.DataFrame | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same request as the object that a JSON body holds."""
+    table = _request(history, sites, future, settings)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    nested: dict[str, dict[str, Any]] = {"traffic": {}, "poi": {}}
+    for name, values in columns.items():
+        group, dot, inner = name.partition(".")
+        if dot:
+            nested[group][inner] = values
+    stations = {name: columns[name] for name in ("id", "row", "column", "x", "y") if name in columns}
+    series = {name: columns[name] for name in ("traffic", "users", "expected_users") if name in columns}
+    traffic = {"traffic": nested["traffic"]} if nested["traffic"] else {}
+    poi = {"poi": nested["poi"]} if nested["poi"] else {}
+    return {**json.loads(table.schema.metadata[METADATA]), "stations": {**stations, **poi}, **series, **traffic}
+
+
+def drawn_object(forecast: pd.DataFrame) -> dict[str, Any]:
+    """The columns of a forecast's frame that a decision is made on, as a JSON body holds them."""
+    rows = _named("forecast", forecast, [key for key in KEYS if key in forecast])
+    columns = {name: rows[name].tolist() for name in rows if name != "ds"}
+    columns["ds"] = rows["ds"].dt.strftime("%Y-%m-%dT%H:%M").tolist()
+    return {**columns, "draws": [np.asarray(draws).tolist() for draws in forecast["draws"]]}
+
+
+def _request(history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.DataFrame | None, settings: Mapping[str, Any]) -> pa.Table:
+    """The columns of a request, its settings in the schema's metadata."""
     rows = _rows(history)
     step = _step(rows)
     slot = _slots("history", rows, KEYS, step)
@@ -43,11 +79,7 @@ def request_bytes(history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.
         begin, count = (first, slots) if generation else (first + slots, settings.get("horizon"))
         columns["expected_users"] = _expected(future, ids, step, begin, count)
     ask = {"start": str(np.datetime64(first * step, "m")), "step_minutes": step, **settings}
-    table = pa.table(columns).replace_schema_metadata({METADATA: json.dumps(ask).encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+    return pa.table(columns).replace_schema_metadata({METADATA: json.dumps(ask).encode()})
 
 
 def _slots(name: str, rows: pd.DataFrame, keys: Sequence[str], step: int) -> NDArray[np.int64]:
@@ -155,14 +187,14 @@ def _ids(rows: pd.DataFrame, sites: pd.DataFrame | None) -> list[str]:
 
 
 def _site_columns(sites: pd.DataFrame | None, ids: Sequence[str]) -> dict[str, pa.Array]:
-    """Cells and points of interest of the stations, in their order."""
+    """Cells, places and points of interest of the stations, in their order."""
     if sites is None:
         return {}
     ordered = sites.set_index(sites["unique_id"].astype(str)).loc[list(ids)]
     columns = {}
     for name in sites.columns.drop("unique_id"):
-        if name not in ("row", "column") and not str(name).startswith("poi:"):
-            raise ValueError(f"sites: column {name!r}, expected unique_id, row, column and poi:<category>")
+        if name not in ("row", "column", "x", "y") and not str(name).startswith("poi:"):
+            raise ValueError(f"sites: column {name!r}, expected unique_id, row, column, x, y and poi:<category>")
         try:
             kind = pa.int64() if name in ("row", "column") else pa.float64()
             columns[str(name).replace("poi:", "poi.", 1)] = pa.array(ordered[name].to_numpy(), kind)

@@ -105,7 +105,7 @@ def kserve_routes(service: ForecastService, ready: Callable[[], Awaitable[bool]]
         try:
             query = await asyncio.to_thread(_query, content, model, service)
             service.check(query)
-            table = await service.table(query, service.deadline(query))
+            table = await service.table(query, service.deadline(query.ask.timeout_s))
         except Refused as refused:
             raise _as_sent(refused, content) from None
         return JSONResponse(_outputs(content, query, table.to_pydict()))

@@ -22,4 +22,7 @@ class Limits(BaseModel):
     answer_values: int = Field(50_000_000, ge=1, description="Stations x services x answered slots x (draws, where they are kept, or 1).")
     traffic: float = Field(1e15, gt=0, description="The largest plausible measurement, in the city's unit.")
     missing: float = Field(0.999, ge=0, le=1, description="Share of the known stations' history that may be null.")
+    plan_values: int = Field(20_000_000, ge=1, description="Stations x slots x draws that a decision is made on.")
+    plan_seconds: float = Field(60.0, gt=0, description="The most a decision's solver may take; also what it may where nothing is said.")
+    plan_capacities: int = Field(50_000, ge=1, description="Capacities over all stations that a deployment may choose between.")
     timeout_s: float = Field(300.0, gt=0, description="The longest deadline a request may set; also the one of requests that set none.")

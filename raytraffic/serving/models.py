@@ -20,6 +20,7 @@ class ServedModel:
     """A checkpoint under the name it is asked for by.
 
     version   the first digits of the SHA-256 of the checkpoint's marker, which names the hash of every file of it
+    env_features   of the environment vectors it is given, 0 where it looks at none
     noise_levels   of its schedule, the most steps a sampler can take
     window, services, poi_categories, contexts, sampler   what its configuration says of its inputs and of how it samples
     """
@@ -32,6 +33,7 @@ class ServedModel:
     services: int
     poi_categories: tuple[str, ...]
     contexts: tuple[str, ...]
+    env_features: int
     sampler: Sampler
     noise_levels: int
     calibrated: bool
@@ -57,6 +59,7 @@ def served_model(name: str, folder: str) -> ServedModel:
         services=config.services,
         poi_categories=config.poi_categories if "poi" in config.contexts else (),
         contexts=tuple(config.contexts),
+        env_features=config.env_features if "env" in config.contexts else 0,
         sampler=config.forecaster.sampler,
         noise_levels=config.forecaster.steps,
         calibrated=CALIBRATION in json.loads(marker),

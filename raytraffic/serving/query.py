@@ -1,7 +1,7 @@
 """A forecast request: its fields, how JSON and Arrow bodies are read, and what is refused, by the path of the field.
 
-Both bodies hold the same: settings (`Ask`), and columns with one entry a station. In JSON columns are fields of the body; in Arrow they are
-columns of the table (`traffic` or `traffic.<service>`, `users` and `expected_users` lists of slots, `poi.<category>` counts) and the
+Both bodies hold the same: settings (`Ask`), and columns with one entry a station. In JSON columns are fields of the body; in Arrow they
+are columns of the table (`traffic` or `traffic.<service>`, `users` and `expected_users` lists of slots, `poi.<category>` counts) and the
 settings stand as JSON in the schema's metadata under `raytraffic`.
 """
 
@@ -25,12 +25,13 @@ from raytraffic.serving.models import ServedModel
 from raytraffic.serving.refused import Refused, brief, check_slots, problems
 from raytraffic.sources.city import STEP_MINUTES
 
-__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "read_arrow", "read_json"]
+__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "query_of", "read_arrow", "read_json"]
 
 ARROW = "application/vnd.apache.arrow.stream"
 METADATA = b"raytraffic"
 _EPOCH = datetime(1970, 1, 1)
 _LONGEST_NAME = 256
+_FARTHEST = 1e8
 
 _Floats = NDArray[np.float32]
 Matrix = list[list[float | None]]
@@ -79,6 +80,12 @@ class Stations(BaseModel):
     id: list[str] = Field(description="Unique names.")
     row: list[int] | None = Field(None, description="With `column`: the station's cell of the city's grid, so that near cells help.")
     column: list[int] | None = None
+    x: list[float] | None = Field(
+        None,
+        description="With `y`: where the station stands, in metres of any one local projection, so that models know who is near whom. "
+        "Where they are not given, stations of a city that the server knows by these ids stand where its store says.",
+    )
+    y: list[float] | None = None
     poi: dict[str, list[float]] | None = Field(None, description="Counts of points of interest, by category.")
 
 
@@ -103,8 +110,8 @@ class JsonBody(Ask):
 class Query:
     """A request that was read and checked (axes: c service, t slot of history, a answered slot, s station).
 
-    traffic (c, t, s), users (t, s) and expected_users (a, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; poi by
-    category (s,). The answered slots are those after the history, or the history's own in generation.
+    traffic (c, t, s), users (t, s) and expected_users (a, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; xy (s, 2)
+    metres, or None; poi by category (s,). The answered slots are those after the history, or the history's own in generation.
     """
 
     ask: Ask
@@ -115,6 +122,7 @@ class Query:
     users: _Floats | None
     expected_users: _Floats | None
     cell: NDArray[np.int64] | None
+    xy: _Floats | None
     poi: Mapping[str, _Floats]
 
     @property
@@ -129,6 +137,11 @@ def read_json(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) ->
         content = JsonBody.model_validate_json(body)
     except ValidationError as error:
         raise Refused(problems(error, body)) from None
+    return query_of(content, limits, models)
+
+
+def query_of(content: JsonBody, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
+    """The query of a JSON body that has its form; Refused with the path of what is wrong."""
     stations = len(content.stations.id)
     _count(stations, limits)
     ask = Ask(**{name: getattr(content, name) for name in Ask.model_fields})
@@ -142,8 +155,7 @@ def read_json(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) ->
         users=None if users is None else _matrix(users, ["users"], stations, limits.history),
         expected_users=None if expected is None else _matrix(expected, ["expected_users"], stations, _longest(limits)),
     )
-    poi = {name: np.array(counts, dtype=np.float64) for name, counts in (content.stations.poi or {}).items()}
-    return _query(ask, content.stations.id, series, content.stations.row, content.stations.column, poi, limits, models)
+    return _query(ask, content.stations, series, limits, models)
 
 
 def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
@@ -166,10 +178,10 @@ def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -
         raise Refused(problems(error, ask_json)) from None
     if len(set(names)) < len(names):
         raise Refused.of(["columns"], brief(names), "different names")
-    plain = ("id", "row", "column", "users", "expected_users", "traffic")
+    plain = ("id", "row", "column", "x", "y", "users", "expected_users", "traffic")
     unknown = [n for n in names if n not in plain and not n.startswith(("traffic.", "poi."))]
     if unknown or "id" not in names:
-        expected = "id, row, column, traffic or traffic.<service>, users, expected_users, poi.<category>"
+        expected = "id, row, column, x, y, traffic or traffic.<service>, users, expected_users, poi.<category>"
         raise Refused.of(["columns"], brief(unknown or names), expected)
     _count(len(table), limits)
     most = max(model.services for model in models.values())
@@ -184,9 +196,10 @@ def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -
         users=arrow.lists(table, "users", limits.history) if "users" in names else None,
         expected_users=arrow.lists(table, "expected_users", _longest(limits)) if "expected_users" in names else None,
     )
-    row, column = (arrow.values(table, name, pa.int64()) if name in names else None for name in ("row", "column"))
-    poi = {name.removeprefix("poi."): np.array(arrow.values(table, name, pa.float64())) for name in names if name.startswith("poi.")}
-    return _query(ask, ids, series, row, column, poi, limits, models)
+    places = {"row": pa.int64(), "column": pa.int64(), "x": pa.float64(), "y": pa.float64()}
+    given = {name: arrow.values(table, name, kind) for name, kind in places.items() if name in names}
+    poi = {name.removeprefix("poi."): arrow.values(table, name, pa.float64()) for name in names if name.startswith("poi.")}
+    return _query(ask, Stations.model_construct(None, id=ids, poi=poi, **given), series, limits, models)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,17 +211,9 @@ class _Series:
     expected_users: NDArray | None
 
 
-def _query(
-    ask: Ask,
-    ids: Sequence[str],
-    series: _Series,
-    row: Sequence[int] | None,
-    column: Sequence[int] | None,
-    poi: Mapping[str, NDArray],
-    limits: Limits,
-    models: Mapping[str, ServedModel],
-) -> Query:
+def _query(ask: Ask, stations: Stations, series: _Series, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
     """The checks that both kinds of body share."""
+    ids, poi = stations.id, {name: np.array(counts, dtype=np.float64) for name, counts in (stations.poi or {}).items()}
     _check_settings(ask, limits, models)
     _check_names(ids)
     model = models[ask.model or next(iter(models))]
@@ -244,7 +249,8 @@ def _query(
         traffic=traffic.transpose(0, 2, 1).astype(np.float32),
         users=None if users is None else _numbers(users, "users", limits.traffic).T.astype(np.float32),
         expected_users=None if expected is None else expected.T.astype(np.float32),
-        cell=_cells(row, column, len(ids)),
+        cell=_cells(stations.row, stations.column, len(ids)),
+        xy=_metres(stations.x, stations.y, len(ids)),
         poi={name: counts.astype(np.float32) for name, counts in poi.items()},
     )
 
@@ -357,3 +363,17 @@ def _cells(row: Sequence[int] | None, column: Sequence[int] | None, stations: in
     if len(np.unique(cells, axis=0)) < stations:
         raise Refused.of(["stations", "row"], "two stations in one cell", "a cell of its own for every station")
     return cells
+
+
+def _metres(x: Sequence[float] | None, y: Sequence[float] | None, stations: int) -> _Floats | None:
+    """(s, 2), or None where no station has a place."""
+    if x is None and y is None:
+        return None
+    if x is None or y is None or len(x) != stations or len(y) != stations:
+        field = "x" if x is None or len(x) != stations else "y"
+        raise Refused.of(["stations", field], "missing or of another length", "an x and a y a station")
+    for name, values in (("x", x), ("y", y)):
+        for i, value in enumerate(values):
+            if not abs(value) <= _FARTHEST:
+                raise Refused.of(["stations", name, i], value, f"metres in [-{_FARTHEST:g}, {_FARTHEST:g}]")
+    return np.array([x, y], dtype=np.float32).T

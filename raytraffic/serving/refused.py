@@ -7,7 +7,19 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["Refused", "brief", "check_slots", "problems"]
+__all__ = ["ANSWERS", "Refused", "brief", "check_slots", "problems"]
+
+#: What a status other than 200 means, for OpenAPI.
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No token, or another one."},
+    403: {"description": "The server has no token and the request comes from another machine."},
+    408: {"description": "The deadline passed; the work was dropped."},
+    413: {"description": "More than the server's limits allow."},
+    415: {"description": "Another content type than those of the request body."},
+    422: {"description": "A field is wrong; `detail` names it by its path."},
+    500: {"description": "A fault of the server; `request_id` names it in the log."},
+    503: {"description": "Busy: try again after the seconds that the header Retry-After says."},
+}
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
@@ -22,6 +34,10 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
     def of(cls, loc: Sequence[str | int], value: object, expected: str, status: int = 422) -> Refused:
         """One problem: the field at `loc` has `value` where `expected` was."""
         return cls([{"loc": ["body", *loc], "msg": f"{value}, expected {expected}", "type": "value_error"}], status)
+
+    def inside(self, field: str) -> Refused:
+        """The same of a body that stands in a field of the one that was sent."""
+        return Refused([{**one, "loc": ["body", field, *one["loc"][1:]]} for one in self.problems], self.status)
 
 
 def check_slots(slots: int, loc: Sequence[str | int], most: int) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP interface: forecasts under /v1, KServe's V2 protocol under /v2, the explorer page, all described by OpenAPI."""
+"""The HTTP interface: forecasts and decisions under /v1, KServe's V2 protocol under /v2, the explorer page, all described by OpenAPI."""
 
 from __future__ import annotations
 
@@ -20,22 +20,13 @@ from raytraffic.serving.answer import about, arrow_bytes, json_object, plain_tab
 from raytraffic.serving.explorer import explorer_routes
 from raytraffic.serving.guard import Guard
 from raytraffic.serving.kserve import kserve_routes, tensor_schema
+from raytraffic.serving.planning_routes import planning_routes, planning_schema
 from raytraffic.serving.query import ARROW, JsonBody, Query, read_arrow, read_json
-from raytraffic.serving.refused import Refused
+from raytraffic.serving.refused import ANSWERS, Refused
 from raytraffic.serving.service import Expired, ForecastService
 
 __all__ = ["build_api", "guarded"]
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "No token, or another one."},
-    403: {"description": "The server has no token and the request comes from another machine."},
-    408: {"description": "The deadline passed; the work was dropped."},
-    413: {"description": "More than the server's limits allow."},
-    415: {"description": "Neither JSON nor an Arrow stream."},
-    422: {"description": "A field is wrong; `detail` names it by its path."},
-    500: {"description": "A fault of the server; `request_id` names it in the log."},
-    503: {"description": "Busy: try again after the seconds that the header Retry-After says."},
-}
 _FAULT = "a fault of the server, not of the request"
 _TABLE = {
     "description": "One row a station, service and slot: unique_id, service, ds, mean, a column each quantile level, draws if asked for.",
@@ -52,7 +43,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
     api = FastAPI(
         title="raytraffic",
         version=__version__,
-        description="Probabilistic forecasts of mobile-network traffic.",
+        description="Probabilistic forecasts of mobile-network traffic, and decisions on them.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
@@ -75,13 +66,13 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
         return JSONResponse({"detail": _FAULT, "request_id": getattr(request.state, "request_id", None)}, 500)
 
     body = {"schema": JsonBody.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")}
-    definitions = {**body["schema"].pop("$defs"), **tensor_schema()}
+    definitions = {**body["schema"].pop("$defs"), **tensor_schema(), **planning_schema()}
     request_body = {
         "required": True,
         "content": {"application/json": body, ARROW: {"schema": {"type": "string", "format": "binary"}}},
     }
 
-    @api.post("/v1/forecast", responses={200: _TABLE, **_ANSWERS}, openapi_extra={"requestBody": request_body}, tags=["forecasts"])
+    @api.post("/v1/forecast", responses={200: _TABLE, **ANSWERS}, openapi_extra={"requestBody": request_body}, tags=["forecasts"])
     async def forecast(request: Request) -> Response:
         """Forecast one or thousands of stations from their history; the answer is JSON, or Arrow where `Accept` or the body is."""
         service.admission.check()
@@ -93,7 +84,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
         service.check(query)
         accept = request.headers.get("accept", "")
         arrow = ARROW in accept or (kind == ARROW and "json" not in accept)
-        deadline = service.deadline(query)
+        deadline = service.deadline(query.ask.timeout_s)
         if query.ask.stream:
             parts = service.tables(query, deadline)
             first = await anext(parts)  # what is refused or busy is told before the answer begins
@@ -104,7 +95,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
             return Response(await asyncio.to_thread(arrow_bytes, table), media_type=ARROW)
         return Response(await asyncio.to_thread(_json_bytes, query, table), media_type="application/json")
 
-    @api.get("/v1/models", tags=["models"], responses={401: _ANSWERS[401]})
+    @api.get("/v1/models", tags=["models"], responses={401: ANSWERS[401]})
     async def models() -> list[dict[str, Any]]:
         """The served models, the default one first."""
         return [
@@ -122,6 +113,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
             for model in service.models.values()
         ]
 
+    api.include_router(planning_routes(service))
     api.include_router(kserve_routes(service, ready))
     api.include_router(explorer_routes(service))
 

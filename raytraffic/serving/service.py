@@ -1,6 +1,6 @@
 """The forecast service: a query goes through the stages chunk by chunk and comes back as tables, in order, within its deadline.
 
-It knows nothing of HTTP or Ray: `Stages` computes a batch's forecast somewhere.
+It knows nothing of HTTP or Ray: `Stages` computes a batch's forecast somewhere, and a `Planner` makes decisions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from raytraffic.serving.assemble import Chunk, answer_table, chunks, sampler_of
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
+from raytraffic.serving.planner import Answer, Planner, Wanted
 from raytraffic.serving.query import Query
 from raytraffic.serving.refused import Refused
 from raytraffic.types import Forecast, TrafficBatch
@@ -46,27 +47,36 @@ class Stages(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastService:
-    """`tile` is the shape of tiles that grids are cut into, `chunk_tiles` the tiles that go through the stages together, of which at most
-    `chunks_at_once` of one request are on their way."""
+    """`tile` is the shape of tiles that grids are cut into, and with `group_stations` of groups of neighbouring stations; `chunk_tiles` go
+    through the stages together, and at most `chunks_at_once` such chunks of one request are on their way."""
 
     models: Mapping[str, ServedModel]
     cities: Cities
     limits: Limits
     stages: Stages
     admission: Admission
+    planner: Planner
     tile: tuple[int, int] = (4, 4)
+    group_stations: bool = False
     chunk_tiles: int = 16
     chunks_at_once: int = 3
 
-    def deadline(self, query: Query) -> float:
-        """The wall-clock time by which the query must be answered, if it is asked now."""
-        return time.time() + (query.ask.timeout_s or self.limits.timeout_s)
+    def deadline(self, timeout_s: float | None) -> float:
+        """The wall-clock time by which a request that sets this time must be answered, if it is asked now."""
+        return time.time() + (timeout_s or self.limits.timeout_s)
+
+    async def decide(self, wanted: Wanted, deadline: float) -> Answer:
+        """A decision by the planner. Raises Busy, Expired, and ValueError for a problem that is refused."""
+        try:
+            async with asyncio.timeout(max(deadline - time.time(), 0)):
+                return await self.planner.decide(wanted, deadline)
+        except TimeoutError:
+            raise Expired from None
 
     async def tables(self, query: Query, deadline: float) -> AsyncGenerator[pa.Table]:
         """The answer, a table a chunk; raises Refused, Busy before any work was done, and Expired."""
-        known = self.cities.statistics(query.ask.city)
-        keys = await asyncio.to_thread(self.cities.tile_keys, query.ask.city)
-        waiting = deque(await asyncio.to_thread(list, chunks(query, known, self.tile, self.chunk_tiles, keys)))
+        known = await asyncio.to_thread(self.cities.known, query.ask.city)
+        waiting = deque(await asyncio.to_thread(list, chunks(query, known, self.tile, self.chunk_tiles, self.group_stations)))
         undone = sum(self._work(query, chunk) for chunk in waiting)
         self.admission.enter(undone)
         running: deque[tuple[float, asyncio.Task[pa.Table]]] = deque()

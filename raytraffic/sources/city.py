@@ -31,7 +31,7 @@ class City:
     poi              (k, s) counts with their poi_categories, or None
     tiles            (m, h * w) index into s of the tiles the series is cut into, -1 for "no cell there", with
                      tile_shape (h, w) and m tile_ids that name the PLACE (equal ids in two periods = the same place);
-                     None lets the store cut the grid into tiles, or make one tile a station
+                     None lets the store cut the grid into tiles, or make a tile of each station or of neighbouring ones
     place            (t, s) int32 where a user who moves is, an index into places, -1 where that is unknown; None where nobody moves
     places           the names of those places, unique within the city
     refused          (unique_id, reason) of the stations that the source left out because their own rows are at fault

@@ -2,6 +2,8 @@
 
     uomo:DIR    series:DIR    grid:FILE.npz?cell_metres=500    cdr:PATH?aggregate_minutes=30&squares=1-25,101
     table:traffic.csv?sites=sites.csv&cell_metres=500&column_y=bytes    synthetic:NAME?days=14&grid=8x8&step=30&seed=1
+    stations:NAME?stations=256&coupling=0.8&environment_effect=1 (synthetic)
+    services:NAME?users=2000&weeks=2&parameters=DIR (synthetic)    app-usage:DIR?trace_user=2&time_format=seconds&timezone=Asia/Shanghai
 
 The first `?` ends the path. Values may be percent-encoded (`%26` for `&`); paths are taken as they stand.
 """
@@ -10,12 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from typing import Any
 from urllib.parse import unquote
 
+from raytraffic.sources.app_usage import AppLayout, AppUsage, CategoryLayout, StationLayout, TraceLayout
 from raytraffic.sources.city import Source
+from raytraffic.sources.delimited import Layout
 from raytraffic.sources.grid import GridArrays
 from raytraffic.sources.series import SeriesFiles
+from raytraffic.sources.services import ServiceCity
+from raytraffic.sources.stations import StationCities, StationCity
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.sources.table import Columns, LongTable
 from raytraffic.sources.telecom_italia import TelecomItaliaRecords
@@ -69,18 +76,61 @@ def _flag(text: str) -> bool:
     return {"true": True, "false": False}[text]
 
 
+def _column(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _columns(text: str) -> tuple[int | str, ...]:
+    return tuple(part for each in text.split(",") for part in (_integers(each) if each[:1].isdecimal() else (each,)))
+
+
+def _delimiter(text: str) -> str:
+    return {"tab": "\t", "space": " ", "comma": ",", "semicolon": ";"}[text]
+
+
 _TEXT = _Kind(str, "a text")
+_TEXTS = _Kind(lambda text: tuple(text.split(",")), "names, such as internet,call")
 _INTEGER = _Kind(int, "an integer")
 _NUMBER = _Kind(float, "a number")
 _FLAG = _Kind(_flag, "true or false")
 _SHAPE = _Kind(_shape, "ROWSxCOLUMNS, such as 8x8")
 _INTEGERS = _Kind(_integers, "integers and ranges, such as 1,5-9")
+_DATE = _Kind(date.fromisoformat, "a date, such as 2024-01-31")
+_COLUMN = _Kind(_column, "a column's name or number")
+_COLUMNS = _Kind(_columns, "columns' names, numbers and ranges of these, such as 2-18")
+_DELIMITER = _Kind(_delimiter, "tab, space, comma or semicolon")
+#: What the fields of layouts are that are no columns.
+_LAYOUT_KINDS = {"file": _TEXT, "delimiter": _DELIMITER, "header": _FLAG, "poi": _COLUMNS}
 
 
 def _table(path: str, arguments: Mapping[str, Any]) -> Source:
     names = {key.removeprefix("column_"): value for key, value in arguments.items() if key.startswith("column_")}
     others = {key: value for key, value in arguments.items() if not key.startswith("column_")}
     return LongTable(path, columns=Columns(**names), **others)
+
+
+#: The tables of app-usage records by the argument that takes their layout, which is also the prefix of its options.
+_LAYOUTS: Mapping[str, type[Layout]] = {
+    "trace": TraceLayout,
+    "stations": StationLayout,
+    "apps": AppLayout,
+    "categories": CategoryLayout,
+}
+
+
+def _app_usage(folder: str, arguments: Mapping[str, Any]) -> Source:
+    layouts: dict[str, dict[str, Any]] = {table: {} for table in _LAYOUTS}
+    others: dict[str, Any] = {}
+    for key, value in arguments.items():
+        table, _, name = key.partition("_")
+        if table in layouts:
+            layouts[table][name] = value
+        else:
+            others[key] = value
+    for table, options in layouts.items():
+        # an empty name says that there is no such file
+        others[table] = None if options.get("file") == "" and table in ("stations", "categories") else _LAYOUTS[table](**options)
+    return AppUsage(folder, **others)
 
 
 def _same(kind: _Kind, *names: str) -> dict[str, _Option]:
@@ -99,7 +149,10 @@ _SCHEMES: Mapping[str, _Scheme] = {
     "cdr": _Scheme(
         "Telecom Italia records",
         lambda path, arguments: TelecomItaliaRecords(path, **arguments),
-        _same(_TEXT, "name", "timezone") | _same(_INTEGERS, "squares") | _same(_INTEGER, "aggregate_minutes"),
+        _same(_TEXT, "name", "timezone", "area", "cells", "stations")
+        | _same(_TEXTS, "services")
+        | _same(_INTEGERS, "squares")
+        | _same(_INTEGER, "aggregate_minutes"),
     ),
     "table": _Scheme(
         "a CSV or Parquet file",
@@ -109,6 +162,13 @@ _SCHEMES: Mapping[str, _Scheme] = {
         | {"step": _Option("step_minutes", _INTEGER)}
         | _same(_TEXT, *(f"column_{column.name}" for column in fields(Columns))),
     ),
+    "stations": _Scheme(
+        "the name of a city of stations",
+        lambda name, arguments: StationCities([StationCity(name=name, **arguments)]),
+        _same(_INTEGER, "stations", "days", "seed")
+        | _same(_NUMBER, "coupling", "environment_effect", "tail", "noise", "nugget", "memory_hours")
+        | {"step": _Option("step_minutes", _INTEGER)},
+    ),
     "synthetic": _Scheme(
         "the name of a city",
         lambda name, arguments: SyntheticCities([SyntheticCity(name=name, **arguments)]),
@@ -117,6 +177,27 @@ _SCHEMES: Mapping[str, _Scheme] = {
         | _same(_FLAG, "users")
         | _same(_NUMBER, "tail", "dead_share", "spatial_range_cells", "noise", "nugget", "memory_hours")
         | {"step": _Option("step_minutes", _INTEGER)},
+    ),
+    "services": _Scheme(
+        "the name of a synthetic city",
+        lambda name, arguments: ServiceCity(name=name, **arguments),
+        _same(_INTEGER, "users", "weeks", "seed")
+        | _same(_NUMBER, "environment_effect", "coupling", "sessions_per_hour")
+        | _same(_SHAPE, "grid")
+        | _same(_DATE, "start")
+        | _same(_TEXT, "parameters"),
+    ),
+    "app-usage": _Scheme(
+        "a folder of app-usage records",
+        _app_usage,
+        _same(_TEXT, "name", "unknown_app", "time_format", "timezone")
+        | _same(_INTEGER, "min_active_hours", "carry_hours")
+        | {
+            name: _Option(name, _LAYOUT_KINDS.get(entry.name, _COLUMN))
+            for table, layout in _LAYOUTS.items()
+            for entry in fields(layout)
+            for name in [f"{table}_{entry.name}"]
+        },
     ),
 }
 

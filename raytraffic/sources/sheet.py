@@ -34,12 +34,13 @@ Table: TypeAlias = str | Path | pd.DataFrame | pa.Table | _ToArrow
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns: station, date-time and value of the traffic, its optional service; users; places; POI category."""
+    """Names of the columns: station, date-time and value of the traffic, its optional service and site; users; places; POI category."""
 
     unique_id: str = "unique_id"
     ds: str = "ds"
     y: str = "y"
     service: str = "service"
+    site: str = "site"
     users: str = "users"
     lat: str = "lat"
     lon: str = "lon"
@@ -174,7 +175,7 @@ def _load(table: Table, role: str, required: Sequence[str], names: Columns) -> t
 
 
 def _read_file(path: Location, label: Label, names: Columns) -> pd.DataFrame:
-    texts = (names.unique_id, names.ds, names.service, names.category, "city")
+    texts = (names.unique_id, names.ds, names.service, names.site, names.category, "city")
     numbers = (names.y, names.users, names.lat, names.lon)
     try:
         if path.name.endswith((".parquet", ".pq")):

@@ -1,4 +1,4 @@
-"""The operator's own tables: traffic in the long format `unique_id, ds, y`, with optional sites, users and POI points.
+"""The operator's own tables: traffic in the long format `unique_id, ds, y`, with optional service and site; sites, users and POI points.
 
 What is done with time zones, gaps, duplicates, negative values, mixed granularity and stations at fault is said at
 `LongTable`; whatever is not covered there raises a ValueError that names the table, the row or station and what was expected.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from raytraffic.sources.city import STEP_MINUTES, City
 from raytraffic.sources.faulty import FaultyStationsError, Label, Refused
 from raytraffic.sources.gridding import (
+    MICROSECONDS,
     CellGrid,
     LocalPlane,
     LongRows,
@@ -31,6 +32,7 @@ from raytraffic.sources.gridding import (
     when,
 )
 from raytraffic.sources.sheet import Columns, Sheet, Table
+from raytraffic.sources.whereabouts import most_used
 
 __all__ = ["Columns", "LongTable", "Table"]
 
@@ -39,7 +41,9 @@ __all__ = ["Columns", "LongTable", "Table"]
 class LongTable:
     """One city from an operator's tables; the file or frame is only read by `read`.
 
-    `traffic` has a row a station, slot and (where the service column is present) service. `sites` (one row a station:
+    `traffic` has a row a station (or user), slot and (where the service column is present) service. Where it has the site column too,
+    its rows are of users who move: the site of most traffic in a slot (the first by name of equals) is the user's place there, which is
+    unknown where the cell is empty or no row is; it has no meaning with `cell_metres`, and is not read then. `sites` (one row a station:
     place in WGS 84 degrees), `users` (long, like traffic) and `poi` (one row a point) are optional. Without `cell_metres`
     the city consists of stations, sorted by id, and POI are counted within `poi_radius_metres` of each. With it, stations
     are summed into square cells (row 0 = north): a cell is NaN where none of its stations was measured, and always where
@@ -144,14 +148,20 @@ class _Reading:
                 assert len(self.refused.reasons) > known
 
     @cached_property
+    def _traffic_sheet(self) -> Sheet:
+        return self._long_sheet(self.table.traffic, "traffic", self.table.columns.y)
+
+    @cached_property
     def traffic(self) -> LongRows:
         """The cleaned rows of the traffic."""
-        return self._rows(self.table.traffic, "traffic", self.table.columns.y)
+        return self._rows(self._traffic_sheet, self.table.columns.y)
 
     @cached_property
     def users(self) -> LongRows | None:
         """The cleaned rows of the users, where that table is given."""
-        return None if self.table.users is None else self._rows(self.table.users, "users", self.table.columns.users)
+        if self.table.users is None:
+            return None
+        return self._rows(self._long_sheet(self.table.users, "users", self.table.columns.users), self.table.columns.users)
 
     @cached_property
     def places(self) -> _Places | None:
@@ -179,6 +189,7 @@ class _Reading:
         step = table.step_minutes or rows.step()
         start, slots = rows.period(step)
         traffic = rows.dense(step, absent=self._absent, mean=False)
+        place, places = self._place(rows, step)
         self._refuse(
             rows.label,
             rows.ids,
@@ -213,6 +224,8 @@ class _Reading:
             users=None if users is None else users.astype(np.float32),
             poi=poi,
             poi_categories=categories,
+            place=place,
+            places=places,
             refused=tuple(sorted(self.refused.reasons.items())),
         )
 
@@ -269,16 +282,41 @@ class _Reading:
             raise ValueError(f"{sheet.label}: no point lies {where}, expected points of the same place (are lat and lon swapped?)")
         return counts, list(categories)
 
-    def _rows(self, table: Table, role: str, value_column: str) -> LongRows:
+    def _long_sheet(self, table: Table, role: str, value_column: str) -> Sheet:
+        names = self.table.columns
+        return Sheet(table, role, (names.unique_id, names.ds, value_column), names, self.refused)
+
+    def _has(self, sheet: Sheet, field: Literal["service", "site"]) -> bool:
+        """Whether an optional column of the traffic is there; ValueError where it is not although it was given a name."""
+        name = getattr(self.table.columns, field)
+        if name in sheet.frame.columns:
+            return True
+        if name != getattr(Columns, field):
+            raise ValueError(f"{sheet.label}: no column {name!r}, expected the {field}'s column (it has {list(sheet.frame.columns)})")
+        return False
+
+    def _place(self, rows: LongRows, step: int) -> tuple[NDArray[np.int32] | None, Sequence[str]]:
+        """(t, s) where the users of these rows were, and the names of the places; None where the table says nothing of sites."""
+        sheet, names = self._traffic_sheet, self.table.columns
+        if self.table.cell_metres is not None or not self._has(sheet, "site"):
+            return None, ()
+        assert sheet.station is not None
+        user = pd.Index(rows.ids).get_indexer(sheet.ids)[sheet.station]
+        cells = sheet.frame[names.site]
+        told = (cells.notna() & (cells.astype(str) != "")).to_numpy(bool) & (user >= 0)
+        code, places = pd.factorize(pd.Index(cells[told].astype(str)), sort=True)
+        instant, _ = sheet.times(names.ds, self.table.timezone)
+        start, slots = rows.period(step)
+        slot = (instant + (rows.time[0] - rows.instant[0])) // (step * MICROSECONDS) - start
+        volume = np.nan_to_num(np.maximum(sheet.numbers(names.y), 0.0))
+        return most_used(user[told], slot[told], code, volume[told], (slots, len(rows.ids))), list(places)
+
+    def _rows(self, sheet: Sheet, value_column: str) -> LongRows:
         """The cleaned rows of a long table."""
         names, options = self.table.columns, self.table
-        sheet = Sheet(table, role, (names.unique_id, names.ds, value_column), names, self.refused)
         assert sheet.station is not None
         service, services = np.zeros(len(sheet.frame), dtype=np.int64), pd.Index(["traffic"])
-        if role == "traffic" and (names.service in sheet.frame.columns or names.service != Columns.service):
-            if names.service not in sheet.frame.columns:
-                have = list(sheet.frame.columns)
-                raise ValueError(f"{sheet.label}: no column {names.service!r}, expected the service's column (it has {have})")
+        if sheet.label.role == "traffic" and self._has(sheet, "service"):
             service, services = pd.factorize(sheet.texts(names.service), sort=True)
         value = sheet.numbers(value_column)
         negative = value < 0

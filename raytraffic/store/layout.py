@@ -17,7 +17,8 @@ class Layout:
 
     Every window of up to `overlap_steps` steps that starts in the core of a run lies wholly inside that run, so a row can be
     read alone. `token` = (t0, h0, v0) and `tile` = (h, w) in entries; a shard holds about `shard_bytes` before compression.
-    `seed` seeds the splits. Raises ValueError when tile or run are no whole number of tokens, or the overlap is no part of a run.
+    `seed` seeds the splits. With `group_stations` a tile holds up to h * w neighbouring stations, else a station is a tile of its own.
+    Raises ValueError when tile or run are no whole number of tokens, or the overlap is no part of a run.
     """
 
     token: tuple[int, int, int] = (4, 4, 4)
@@ -27,6 +28,7 @@ class Layout:
     shard_bytes: int = 64 * 2**20
     row_group_rows: int = 8
     seed: int = 0
+    group_stations: bool = False
 
     def __post_init__(self) -> None:
         numbers = (*self.token, *self.tile, self.run_steps, self.shard_bytes, self.row_group_rows)
@@ -39,10 +41,13 @@ class Layout:
             raise ValueError(f"layout overlap_steps: {self.overlap_steps}, expected 1..{self.run_steps - 1}")
 
     @classmethod
-    def for_windows(cls, window: int, *, token: tuple[int, int, int], tile: tuple[int, int], seed: int) -> Layout:
+    def for_windows(
+        cls, window: int, *, token: tuple[int, int, int], tile: tuple[int, int], seed: int, group_stations: bool = False
+    ) -> Layout:
         """The layout of a store whose longest window has so many steps; a run is at least four windows, so that little is stored twice."""
         steps = max(cls.run_steps, 4 * window)
-        return cls(token=token, tile=tile, run_steps=-(-steps // token[0]) * token[0], overlap_steps=window, seed=seed)
+        run_steps = -(-steps // token[0]) * token[0]
+        return cls(token=token, tile=tile, run_steps=run_steps, overlap_steps=window, seed=seed, group_stations=group_stations)
 
     @property
     def core(self) -> int:
@@ -78,6 +83,8 @@ class Layout:
             "shard_bytes": self.shard_bytes,
             "row_group_rows": self.row_group_rows,
             "seed": self.seed,
+            # Left out where it is not so: a store that was prepared before there was a choice is found finished.
+            **({"group_stations": True} if self.group_stations else {}),
         }
 
     @classmethod
@@ -86,4 +93,5 @@ class Layout:
         t0, h0, v0 = fields["base_token"]
         height, width = fields["tile"]
         names = ("run_steps", "overlap_steps", "shard_bytes", "row_group_rows", "seed")
-        return cls(token=(t0, h0, v0), tile=(height, width), **{name: int(fields[name]) for name in names})
+        numbers = {name: int(fields[name]) for name in names}
+        return cls(token=(t0, h0, v0), tile=(height, width), group_stations=bool(fields.get("group_stations", False)), **numbers)

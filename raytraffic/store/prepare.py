@@ -165,7 +165,7 @@ def _part_location(out: Location, city: str) -> Location:
 
 
 def _write_record(city: City, fingerprint: str, out: Location, layout: Layout) -> RecordPart:
-    tiles = tile_city(city, layout.tile)
+    tiles = tile_city(city, layout.tile, layout.group_stations)
     services, steps, _ = city.shape
     rows = len(tiles.ids) * layout.runs(steps)
     row_bytes = 4 * layout.cells * (layout.run_steps * (services + 1 + (city.place is not None)) + len(city.poi_categories) + 2)

@@ -1,4 +1,4 @@
-"""Which cells make a tile: tiles a source gives are kept, a grid is cut, a station is a tile of its own."""
+"""Which cells make a tile: tiles a source gives are kept, a grid is cut, a station is a tile of its own or of a group of neighbours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raytraffic.graph import partition
 from raytraffic.sources.city import City
 
 __all__ = ["Tiles", "tile_city", "tile_name"]
@@ -20,11 +21,13 @@ class Tiles:
     cells: NDArray[np.int64]
 
 
-def tile_city(city: City, tile: tuple[int, int]) -> Tiles:
-    """The tiles of a city; ValueError when it gives tiles of another shape.
+def tile_city(city: City, tile: tuple[int, int], group_stations: bool = False) -> Tiles:
+    """The tiles of a city; ValueError when it gives tiles of another shape, or stations without places are to be grouped.
 
     A grid's tile is named by its row and column of tiles (`r002c013`), a station's by its site; a station takes the first
-    cell of its tile and the other cells are absent.
+    cell of its tile and the other cells are absent. With `group_stations` a tile holds up to h * w stations that are
+    neighbours (raytraffic.graph.partition), in the source's order from its first cell on, and has the name of the first;
+    periods with the same stations have the same tiles.
     """
     if city.tiles is not None:
         if city.tile_shape != tile:
@@ -33,9 +36,17 @@ def tile_city(city: City, tile: tuple[int, int]) -> Tiles:
         return Tiles(tuple(city.tile_ids), city.tiles)
     if city.grid is not None:
         return _cut_grid(city.grid, tile)
-    cells = np.full((len(city.sites), tile[0] * tile[1]), -1, dtype=np.int64)
-    cells[:, 0] = np.arange(len(city.sites))
-    return Tiles(tuple(city.sites), cells)
+    groups = _neighbours(city, tile[0] * tile[1]) if group_stations else tuple(np.arange(len(city.sites))[:, None])
+    cells = np.full((len(groups), tile[0] * tile[1]), -1, dtype=np.int64)
+    for row, group in zip(cells, groups, strict=True):
+        row[: len(group)] = group
+    return Tiles(tuple(city.sites[int(group[0])] for group in groups), cells)
+
+
+def _neighbours(city: City, size: int) -> tuple[NDArray[np.int64], ...]:
+    if city.xy is None:
+        raise ValueError(f"{city.name}.xy: None, expected the stations' places, by which they are grouped")
+    return partition(city.xy, size)
 
 
 def _cut_grid(grid: tuple[int, int], tile: tuple[int, int]) -> Tiles:

@@ -16,15 +16,18 @@ from raytraffic.diffusion.samplers import Sampler
 from raytraffic.fit import Optimisation, optimiser, step
 from raytraffic.forecaster import Forecaster
 from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, Task, mask, mixture
-from raytraffic.models import uomo
+from raytraffic.models import lec_diff, lsdm, stouter, uomo
 from raytraffic.nn.transformer import AdaLNBlock, AdaLNOutput, ZeroLinear
 from tests.batches import ABSENT, DEAD, seasonal_batch
 
 TASKS = [SHORT, LONG, GENERATION, RANDOM]
-#: Model and configuration of every mode: learned marginals on a known scale, and the paper's global scale, epsilon, linear schedule.
+#: Model and configuration of every mode: each model's own way, and its paper's: one global scale, a linear schedule.
 MODES: dict[str, tuple[str, Any]] = {
     **{f"{name}-tiny": (name, registry.model(name).preset("tiny")) for name in sorted(registry.MODELS)},
     "uomo-faithful": ("uomo", replace(registry.model("uomo").preset("faithful"), depth=2, hidden=32, heads=2, token=(4, 4, 4))),
+    "lsdm-faithful": ("lsdm", replace(lsdm.preset("tiny"), intermittent=False, forecaster=lsdm.preset("faithful").forecaster)),
+    "stouter-paper": ("stouter", replace(stouter.preset("paper"), channels=(16, 32), embedding=8, hidden=32, blocks=1)),
+    "lec_diff-faithful": ("lec_diff", replace(lec_diff.preset("tiny"), forecaster=lec_diff.preset("faithful").forecaster)),
 }
 
 

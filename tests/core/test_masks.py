@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytraffic.masks import GENERATION, LONG, RANDOM, SHORT, WHOLE, Task, mask, mixture, named_tasks
+from raytraffic.masks import GENERATION, LONG, NEXT, RANDOM, SHORT, WHOLE, Task, mask, mixture, named_tasks
 from raytraffic.types import Space, TrafficBatch
 from tests.batches import ABSENT, seasonal_batch
 
@@ -30,6 +30,13 @@ def plain(windows: int = 8, t: int = 64, grid: tuple[int, int] = (4, 4), service
 def test_short_and_long_hide_the_last_slots_of_every_cell(task: Task, first_hidden: int) -> None:
     known = mask(plain(), task).known
     assert bool(known[:, :, :first_hidden].all()) and not bool(known[:, :, first_hidden:].any())
+
+
+@pytest.mark.parametrize("t", [2, 25, 49, 64, 168, 1000, 1999])
+def test_next_hides_the_last_slot_alone(t: int) -> None:
+    known = mask(plain(2, t), NEXT).known
+    assert bool(known[:, :, :-1].all()) and not bool(known[:, :, -1].any())
+    assert named_tasks(["next"]) == [NEXT]
 
 
 def test_generation_hides_four_of_sixteen_whole_cells() -> None:

@@ -253,6 +253,18 @@ def test_out_of_time_the_best_so_far_comes_back_with_its_gap(cvar: Cvar | None) 
     assert hasty.proof.gap > patient.proof.gap >= 0
 
 
+def test_a_programme_of_too_many_capacities_is_refused() -> None:
+    problem = DeploymentProblem(demand=np.full((1, 2, 1), 30.0), station_types=(StationType(capacity=1.0),))
+    assert plan(problem, SolverLimits(segments=60)).built.tolist() == [[30], [30]]
+    with pytest.raises(ValueError, match=r"station_types: 1 types combine into more than 59 capacities over 2 grids"):
+        plan(problem, SolverLimits(segments=59))
+
+
+def test_stations_too_small_to_count_are_built_as_far_as_they_may() -> None:
+    problem = DeploymentProblem(demand=np.full((1, 1, 1), 1e15), station_types=(StationType(capacity=1e-9),), most_stations=2)
+    assert plan(problem).built.tolist() == [[2]]
+
+
 def test_out_of_time_exactly_so_many_stations_are_built_within_the_money() -> None:
     """The large type gains most, but one of them leaves too little for the second station."""
     kinds = (StationType(capacity=4.0, price=1.0), StationType(capacity=25.0, price=1.7))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raytraffic.config.decisions import DeploymentSettings, OptimizeConfig, SleepSettings
 from raytraffic.decisions.deployment import StationType
-from raytraffic.decisions.reading import read_demand, read_existing, read_per_site, read_values, station_types
+from raytraffic.decisions.reading import demand_of_table, read_demand, read_values, station_types
 from raytraffic.files import Location
 from raytraffic.forecasting import draws_table
 
@@ -170,30 +170,14 @@ def test_values_of_stations_of_one_name_are_told_apart_by_city(tmp_path: Path) -
     assert found.sites == (("east", "a"), ("west", "a"), ("west", "b")) and found.draws.tolist() == [[[1], [2], [3]]]
 
 
-def test_tables_of_sites(tmp_path: Path) -> None:
-    file = tmp_path / "cells.csv"
-    file.write_text("city,unique_id,rrus,rru_capacity\nwest,a,3,10\neast,a,4,20.5\n")
-    found = read_per_site(str(file), [("east", "a"), ("west", "a")], ("rrus", "rru_capacity"))
-    assert found["rrus"].tolist() == [4, 3] and found["rru_capacity"].tolist() == [20.5, 10]
-    with pytest.raises(ValueError, match=r"row 1, unknown site 'west/a', expected sites of the forecast"):
-        read_per_site(str(file), [("east", "a")], ("rrus",))
-    with pytest.raises(ValueError, match=r"0 rows of site 'west/b', expected one"):
-        read_per_site(str(file), [("east", "a"), ("west", "a"), ("west", "b")], ("rrus",))
-    with pytest.raises(ValueError, match=r"no column 'lat', expected one"):
-        read_per_site(str(file), [("east", "a")], ("lat",))
-
-
-def test_existing_stations_are_counted_by_site_and_type(tmp_path: Path) -> None:
-    file = tmp_path / "existing.csv"
-    file.write_text("unique_id,type,count\nb,macro,2\nb,micro,1\nb,macro,1\n")
-    sites = [("east", "a"), ("east", "b")]
-    assert read_existing(str(file), sites, ["macro", "micro"]).tolist() == [[0, 0], [3, 1]]
-    with pytest.raises(ValueError, match=r"type 'micro' of site 'east/b', expected one of \['macro'\]"):
-        read_existing(str(file), sites, ["macro"])
-    for count in ("-1", "1.5"):
-        file.write_text(f"unique_id,type,count\na,macro,{count}\n")
-        with pytest.raises(ValueError, match=rf"count {count} of site 'east/a', expected a whole number"):
-            read_existing(str(file), sites, ["macro"])
+def test_a_table_in_memory_is_read_as_a_file_is(tmp_path: Path) -> None:
+    table = rows([("east", "b"), ("east", "a")], np.random.default_rng(0).random((3, 2, 4)))
+    there, here = read_demand(forecast(tmp_path, table)), demand_of_table("draws", table)
+    assert here.sites == there.sites
+    np.testing.assert_array_equal(here.draws, there.draws)
+    np.testing.assert_array_equal(here.slots, there.slots)
+    with pytest.raises(ValueError, match=r"^draws: no value of site 'east/a' at 2024-01-15T01:30:00"):
+        demand_of_table("draws", table.slice(0, 7))
 
 
 def test_station_types_are_read_from_text() -> None:
@@ -219,5 +203,8 @@ def test_settings_that_do_not_fit_each_other_are_refused() -> None:
         SleepSettings(cells="c.csv", rrus=3)
     with pytest.raises(ValueError, match=r"sleep.served_share: 90"):
         SleepSettings(served_share=90)
+    built = DeploymentSettings(station_types=("a=1",))
     with pytest.raises(ValueError, match=r"history: 'h.csv' without real"):
-        OptimizeConfig(problem="deployment", forecast="f", out="o", history="h.csv", deployment=DeploymentSettings(station_types=("a=1",)))
+        OptimizeConfig(problem="deployment", forecast="f", out="o", history="h.csv", deployment=built)
+    with pytest.raises(ValueError, match=r"weights: 'w.csv' without real, expected what the strategies are judged on"):
+        OptimizeConfig(problem="deployment", forecast="f", out="o", weights="w.csv", deployment=built)

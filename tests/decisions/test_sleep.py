@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -254,6 +256,19 @@ def test_out_of_time_the_programme_returns_a_schedule_that_holds() -> None:
     assert hasty.proof.status == "time limit" and hasty.proof.gap > 0
     assert hasty.proof.bound >= exact.proof.objective - 1e-6 and exact.proof.objective >= hasty.proof.objective
     assert all(allowed(problem, m, row) for m, row in enumerate(hasty.active))
+
+
+def test_out_of_time_cells_that_were_not_reached_keep_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = fleet(cells=5)
+    monkeypatch.setattr("raytraffic.decisions.sleep_chain._PIECE_BYTES", 1.0)  # every cell a piece
+    best, clock = schedule(problem), itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a second goes by before each piece
+    found = schedule(problem, seconds=3)
+    np.testing.assert_array_equal(found.active[:2], best.active[:2])
+    assert (found.active[2:] == problem.rrus[2:, None]).all() and (best.active[2:] != problem.rrus[2:, None]).any()
+    assert found.proof.status == "time limit" and found.proof.gap == math.inf and found.proof.objective < best.proof.objective
+    assert -found.proof.objective == pytest.approx(value(problem, found.active))
+    np.testing.assert_array_equal(found.overloaded, best.overloaded)
 
 
 def test_demand_quantile_is_an_order_statistic() -> None:

@@ -24,10 +24,17 @@ from ray.serve.schema import ServeDeploySchema
 
 from raytraffic import registry
 from raytraffic.checkpoint import load_forecaster, save_forecaster
+from raytraffic.config.decisions import SleepSettings
+from raytraffic.decisions.deployment import DeploymentProblem, StationType
+from raytraffic.decisions.deployment_program import plan
+from raytraffic.decisions.problems import Installed, sleep_problem
+from raytraffic.decisions.reading import demand_of_table
+from raytraffic.decisions.sleep_chain import schedule
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.files import Location
 from raytraffic.forecasting import ForecastRequest, forecast_table, issue_windows
 from raytraffic.on_ray.serve import ServeArgs
+from raytraffic.registry import MODELS
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.store import Layout, open_store, prepare_store
 from raytraffic.windows import Windows, windows_for
@@ -104,7 +111,9 @@ def served(cluster: None, store: Path, model: Path, tmp_path_factory: pytest.Tem
 
 def deploy(args: ServeArgs) -> None:
     """As `serve deploy` does: what a config leaves as it was goes on running."""
-    small = [{"name": name, "ray_actor_options": {"num_cpus": 0.1}} for name in ("gateway", "embedder", "conditioner", "sampler")]
+    small = [
+        {"name": name, "ray_actor_options": {"num_cpus": 0.1}} for name in ("gateway", "embedder", "conditioner", "sampler", "planner")
+    ]
     application = {
         "name": "raytraffic",
         "import_path": "raytraffic.on_ray.serve:app",
@@ -184,6 +193,42 @@ def test_the_answer_is_the_fleet_job_s_to_the_last_bit(
             assert table.column(name).to_pylist() == wanted.column(name).to_pylist(), name
 
 
+def test_decisions_are_those_on_the_served_draws(served: Served, history: tuple[Windows, Any, Any, ForecastRequest]) -> None:
+    forecast = body_of(*history)
+    made = requests.post(
+        f"{served.url}/v1/forecast",
+        json=forecast,
+        headers=bearer(TOKEN) | {"Accept": "application/vnd.apache.arrow.stream"},
+        timeout=120,
+    )
+    demand = demand_of_table("draws", pa.ipc.open_stream(made.content).read_all())
+    asked = {name: value for name, value in forecast.items() if name != "keep_draws"}
+    level = float(demand.draws.mean())
+
+    types = {"macro": {"capacity": 4 * level, "price": 3.0}, "micro": {"capacity": level, "price": 1.0}}
+    body = {"forecast": asked, "station_types": types, "most_stations": 40, "money": 60.0, "grid_limit": 2, "seconds": 20}
+    answer = requests.post(f"{served.url}/v1/deployment", json=body, headers=bearer(TOKEN), timeout=120)
+    assert answer.status_code == 200, answer.text
+    kinds = (StationType(capacity=4 * level, price=3.0), StationType(capacity=level, price=1.0))
+    problem = DeploymentProblem(demand=demand.draws, station_types=kinds, most_stations=40, money=60.0, grid_limit=np.full(64, 2))
+    best, told = plan(problem), answer.json()
+    assert told["status"] == "optimal" and told["solver_objective"] == pytest.approx(best.proof.objective, rel=1e-4)
+    stations = np.array([told["plan"]["built_macro"], told["plan"]["built_micro"]]).T
+    assert stations.tolist() == best.built.tolist() and told["plan"]["unique_id"] == [name for _, name in demand.sites]
+
+    body = {"forecast": asked, "rrus": 6, "rru_capacity": level, "served_share": 0.6}
+    answer = requests.post(f"{served.url}/v1/sleep", json=body, headers=bearer(TOKEN), timeout=120)
+    assert answer.status_code == 200, answer.text
+    cells = Installed(rrus=np.full(64, 6), rru_capacity=np.full(64, level))
+    assert (
+        answer.json()["schedule"]["active"] == schedule(sleep_problem(SleepSettings(served_share=0.6), demand.draws, cells)).active.tolist()
+    )
+
+    body = {"forecast": asked, "station_types": {"dot": {"capacity": level * 1e-9}}}
+    answer = requests.post(f"{served.url}/v1/deployment", json=body, headers=bearer(TOKEN), timeout=120)
+    assert answer.status_code == 422 and answer.json()["detail"][0]["loc"] == ["body", "station_types"], answer.text
+
+
 def test_only_health_is_open(served: Served) -> None:
     assert requests.get(f"{served.url}/v2/health/ready", timeout=10).json() == {"ready": True}
     for headers in ({}, bearer("wrong-wrong-wrong-wrong")):
@@ -252,14 +297,18 @@ def test_a_new_version_is_rolled_out_under_traffic(served: Served, model: Path, 
 
 def test_the_configs_are_what_serve_and_the_application_take() -> None:
     found = sorted(CONFIGS.glob("*.yaml"))
-    assert found
+    assert {path.stem for path in found} == {"uomo", "uomo-gpu", "lsdm", "lec_diff", "stouter"}
     for path in found:
         schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
         assert schema.http_options.host == "127.0.0.1"
         for application in schema.applications:
             assert application.import_path == "raytraffic.on_ray.serve:app"
-            ServeArgs.model_validate(application.args)
+            args = ServeArgs.model_validate(application.args)
+            assert args.group_stations == (path.stem in ("lec_diff", "stouter"))
+            model = path.stem.partition("-")[0]
+            assert model in MODELS and all(name.startswith(model) for name in args.checkpoints)
             stages = {deployment.name: deployment for deployment in application.deployments}
-            assert set(stages) == {"gateway", "embedder", "conditioner", "sampler"}
+            assert set(stages) == {"gateway", "embedder", "conditioner", "sampler", "planner"}
+            assert stages["planner"].max_ongoing_requests == 1
             for deployment in stages.values():
                 assert deployment.max_queued_requests > 0 and deployment.autoscaling_config["min_replicas"] >= 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from raytraffic.config.decisions import DeploymentSettings, SleepSettings
+from raytraffic.decisions import outcome
 from raytraffic.decisions.deployment_program import plan
-from raytraffic.decisions.evaluation import deployment_measures, sleep_measures
-from raytraffic.decisions.outcome import Deployed, Slept, judge, plan_table, schedule_table
+from raytraffic.decisions.outcome import Deployed, Slept, plan_table, schedule_table
 from raytraffic.decisions.problems import FORECAST, REAL, deployment_problem, installed, sleep_problem, strategy_demands
-from raytraffic.decisions.reading import Demand
+from raytraffic.decisions.reading import Demand, station_types
 from raytraffic.decisions.sleep_chain import schedule
 from raytraffic.files import Location
 from raytraffic.report.decision_plots import Places, station_maps
@@ -30,23 +31,15 @@ DEMAND = Demand(sites=SITES, slots=SLOTS, draws=LEVEL * RNG.gamma(9.0, 1 / 9, (5
 TRUTH = LEVEL * RNG.gamma(9.0, 1 / 9, (6, 8))
 
 
-def deployed(demand: Demand = DEMAND, real: np.ndarray | None = TRUTH) -> Deployed:
+def deployed(demand: Demand = DEMAND, real: np.ndarray | None = TRUTH, weights: Mapping[str, np.ndarray] | None = None) -> Deployed:
     """A deployment of two types beside one station that stands."""
-    types, problem = deployment_problem(DeploymentSettings(station_types=("macro=30,2,1", "micro=10,1,0.4"), money=7.0), demand)
-    problem = replace(problem, existing=np.eye(6, 2, dtype=np.int64))
-    plans = {name: plan(replace(problem, demand=one)) for name, one in strategy_demands(demand, real, None).items()}
-    stations = {name: found.stations for name, found in plans.items()} | {"nothing built": problem.standing}
-    promised = {name: deployment_measures(problem, x) for name, x in stations.items()}
-    on_real = None if real is None else {n: deployment_measures(replace(problem, demand=real[None]), x) for n, x in stations.items()}
-    return Deployed(
-        demand=demand,
-        real=real,
-        judged=judge(promised, on_real, nothing="nothing built"),
-        proofs={name: found.proof for name, found in plans.items()},
-        types=types,
-        problem=problem,
-        plan=plans[FORECAST],
-    )
+    kinds = ("macro=30,2,1", "micro=10,1,0.4")
+    types = station_types(kinds)
+    settings = DeploymentSettings(station_types=kinds, money=7.0)
+    problem = deployment_problem(settings, demand.draws, list(types.values()), np.eye(6, 2, dtype=np.int64))
+    demands = strategy_demands(demand, real, None, weights or {})
+    plans = {name: plan(replace(problem, demand=one)) for name, one in demands.items()}
+    return outcome.deployed(demand, real, list(types), problem, plans)
 
 
 def slept(real: np.ndarray | None = TRUTH) -> Slept:
@@ -54,20 +47,10 @@ def slept(real: np.ndarray | None = TRUTH) -> Slept:
     settings = SleepSettings(rrus=4, rru_capacity=10.0, served_share=0.8)
     cells = installed(settings, SITES)
     problem = sleep_problem(settings, DEMAND.draws, cells, promise=False)
-    loads = strategy_demands(DEMAND, real, None)
+    loads = strategy_demands(DEMAND, real, None, {})
     found = {name: schedule(sleep_problem(settings, load, cells, promise=name != REAL)) for name, load in loads.items()}
-    active = {name: one.active for name, one in found.items()} | {"all on": np.full((6, 8), 4, dtype=np.int16)}
-    on_real = None if real is None else {n: sleep_measures(replace(problem, load=real[None]), x) for n, x in active.items()}
-    return Slept(
-        demand=DEMAND,
-        real=real,
-        judged=judge({name: sleep_measures(problem, x) for name, x in active.items()}, on_real, nothing="all on"),
-        proofs={name: one.proof for name, one in found.items()},
-        cells=cells,
-        problem=problem,
-        active=found[FORECAST].active,
-        overloaded=found[FORECAST].overloaded,
-    )
+    active, proofs = {name: one.active for name, one in found.items()}, {name: one.proof for name, one in found.items()}
+    return outcome.slept(DEMAND, real, cells, problem, active, proofs, found[FORECAST].overloaded)
 
 
 def page(place: Location) -> str:
@@ -101,6 +84,16 @@ def test_the_deployment_page_tells_the_plan(tmp_path: Path) -> None:
     assert listed == [SITES[i][1] for i in np.argsort(-unserved, kind="stable")]
     assert len(re.findall("<img", text)) == 2
     assert "<east>" not in text and "&lt;east&gt;" in text
+
+
+def test_strategies_of_weights_stand_beside_the_others(tmp_path: Path) -> None:
+    found = deployed(weights={"poi": np.arange(6.0), "<residents>": np.ones(6)})
+    text = page(deployment_report(Location.of(tmp_path), found, None, {}))
+    assert list(found.proofs) == ["forecast", "mean forecast", "poi", "<residents>", "real"]
+    for name in ("poi", "<residents>"):
+        judged, promised = cells(text, escape(name))
+        row = found.value("served_ratio", name)
+        assert float(judged[0]) == pytest.approx(row.real, abs=1e-3) and promised[0].startswith(f"{row.promised:.3g}")
 
 
 def test_a_page_without_real_traffic_says_so(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from raytraffic.serving.admission import Admission
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel, served_model
+from raytraffic.serving.planner import Answer, Wanted, decide_by
 from raytraffic.serving.query import METADATA
 from raytraffic.serving.service import Expired, ForecastService
 from raytraffic.sources.city import City
@@ -41,6 +42,21 @@ WINDOW = 16
 SAMPLER = Sampler("dpm++", 3, rows=8)
 #: Runs whose overlap holds a window.
 LAYOUT = Layout(run_steps=32, overlap_steps=WINDOW, row_group_rows=2)
+
+
+class LocalPlanner:
+    """`Planner` without a cluster, in a thread; `asked` are the decisions that were wanted of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Wanted] = []
+
+    async def decide(self, wanted: Wanted, deadline: float) -> Answer:
+        """See raytraffic.serving.planner.Planner."""
+        self.asked.append(wanted)
+        answer = await asyncio.to_thread(decide_by, wanted, deadline)
+        if answer is None:
+            raise Expired
+        return answer
 
 
 class LocalStages:
@@ -83,16 +99,16 @@ class LocalStages:
         return self._forecasters[model.key]
 
 
-def small_model(folder: Path, name: str = "tiny", seed: int = 3, **changes: Any) -> ServedModel:
+def small_model(folder: Path, name: str = "tiny", seed: int = 3, model: str = "uomo", **changes: Any) -> ServedModel:
     """A tiny model of short windows, every parameter off its initial value, saved and named as a server would; `changes` of its preset."""
-    config: Any = replace(registry.model("uomo").preset("tiny"), window=WINDOW, poi_categories=POI)
+    config: Any = replace(registry.model(model).preset("tiny"), window=WINDOW, poi_categories=POI)
     config = replace(config, forecaster=replace(config.forecaster, sampler=SAMPLER), **changes)
     torch.manual_seed(seed)
-    forecaster = registry.model("uomo").build(config).eval()
+    forecaster = registry.model(model).build(config).eval()
     with torch.no_grad():
         for parameter in forecaster.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    save_forecaster(Location.of(folder), forecaster.state_dict(), "uomo", config, {})
+    save_forecaster(Location.of(folder), forecaster.state_dict(), model, config, {})
     return served_model(name, str(folder))
 
 
@@ -103,6 +119,7 @@ def service_of(*models: ServedModel, store: Path | None = None, **settings: Any)
         "limits": Limits(),
         "stages": LocalStages(),
         "admission": Admission(most_wait_s=1e6, most_requests=64),
+        "planner": LocalPlanner(),
     }
     return ForecastService(models={model.name: model for model in models}, **(parts | settings))
 
@@ -170,8 +187,11 @@ def small_body(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
-def body_of(city: City, first: int = 0, last: int | None = None, cities: bool = False, **settings: Any) -> dict[str, Any]:
-    """The JSON request for the stations of a city by their slots first..last; under the city's name with `cities`."""
+def body_of(
+    city: City, first: int = 0, last: int | None = None, cities: bool = False, places: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """The JSON request for the stations of a city by their slots first..last; under the city's name with `cities`, where they stand with
+    `places`."""
     traffic = {name: _lists(values[first:last]) for name, values in zip(city.services, city.traffic, strict=True)}
     stations: dict[str, Any] = {"id": list(city.sites)}
     if city.grid is not None:
@@ -179,6 +199,8 @@ def body_of(city: City, first: int = 0, last: int | None = None, cities: bool = 
         stations |= {"row": rows.tolist(), "column": columns.tolist()}
     if city.poi is not None:
         stations["poi"] = dict(zip(city.poi_categories, city.poi.tolist(), strict=True))
+    if places and city.xy is not None:
+        stations |= {"x": city.xy[:, 0].tolist(), "y": city.xy[:, 1].tolist()}
     begin = np.datetime64(city.start, "m") + first * np.timedelta64(city.step_minutes, "m")
     return {
         "start": str(begin),
@@ -207,6 +229,7 @@ def arrow_table(body: Mapping[str, Any]) -> pa.Table:
     stations = body["stations"]
     table: dict[str, Any] = {"id": pa.array(stations["id"], pa.string())}
     table |= {name: pa.array(stations[name], pa.int64()) for name in ("row", "column") if stations.get(name) is not None}
+    table |= {name: pa.array(stations[name], pa.float64()) for name in ("x", "y") if stations.get(name) is not None}
     table |= {f"poi.{name}": pa.array(counts, pa.float64()) for name, counts in (stations.get("poi") or {}).items()}
     traffic = body.get("traffic") or {}
     named = {f"traffic.{name}": rows for name, rows in traffic.items()} if isinstance(traffic, Mapping) else {"traffic": traffic}

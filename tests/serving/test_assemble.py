@@ -89,7 +89,7 @@ def of_city(store: Store, name: str, history: int) -> tuple[np.ndarray, np.ndarr
 
 def whole(query: Query, cities: Cities, tiles: int) -> TrafficBatch:
     """All windows of a query, assembled `tiles` at a time."""
-    parts = list(chunks(query, cities.statistics(query.ask.city), TILE, tiles, cities.tile_keys(query.ask.city)))
+    parts = list(chunks(query, cities.known(query.ask.city), TILE, tiles))
     assert all(len(part.batch.key) <= tiles for part in parts)
     return TrafficBatch.cat([part.batch for part in parts])
 
@@ -100,6 +100,9 @@ def equal(ours: TrafficBatch, theirs: TrafficBatch) -> None:
         one, other = getattr(ours, name), getattr(theirs, name)
         assert one.dtype == other.dtype and torch.equal(torch.nan_to_num(one, -1), torch.nan_to_num(other, -1)), name
     assert ours.space.grid == theirs.space.grid
+    assert (ours.space.xy is None) == (theirs.space.xy is None)
+    if ours.space.xy is not None and theirs.space.xy is not None:
+        assert ours.space.xy.dtype == theirs.space.xy.dtype and torch.equal(ours.space.xy.nan_to_num(-1), theirs.space.xy.nan_to_num(-1))
     assert set(ours.context) == set(theirs.context)
     for name, value in ours.context.items():
         other = theirs.context[name]
@@ -306,10 +309,10 @@ def test_a_tile_of_named_periods_has_the_fleet_s_key_and_bits(published: tuple[S
     periods = [store.index.periods[period] for period in store.index.period[rows].tolist()]
     assert dict(zip(names, periods, strict=True)) == {"p0": "test", "p1": "train", "p2": "test", "p3": "test"}
     keys = windows.cut(rows, starts, WINDOW - 4, 4)["key"]
-    known = service.cities.statistics("published")
+    known = service.cities.known("published")
     for i in range(len(rows)):
         query = read_json(json_bytes(published_body(windows, int(rows[i]), int(starts[i]), 4)), service.limits, service.models)
-        (chunk,) = chunks(query, known, TILE, 16, service.cities.tile_keys("published"))
+        (chunk,) = chunks(query, known, TILE, 16)
         assert chunk.batch.key.tolist() == [keys[i]]
         expected = forecast_table(service.stages.forecaster(query.model), windows, rows[i : i + 1], starts[i : i + 1], request)  # type: ignore[attr-defined]
         assert run(service, query).to_pydict() == expected.to_pydict()
@@ -317,20 +320,20 @@ def test_a_tile_of_named_periods_has_the_fleet_s_key_and_bits(published: tuple[S
 
 def test_tiles_that_no_store_has_are_keyed_by_name(published: tuple[Store, ForecastService]) -> None:
     _, service = published
-    keys = service.cities.tile_keys("published")
-    assert keys is not None and service.cities.tile_keys(None) is None
+    known = service.cities.known("published")
+    assert known is not None and service.cities.known(None) is None
     sites = np.full(16, "", dtype=object)
     sites[:2] = ["p0/0", "p0/1"]
-    whole = keys.of(sites)
+    whole = known.tiles.key(sites)
     assert whole is not None
     sites[0] = ""
-    assert keys.of(sites) == whole  # a part of a tile: who was not measured is not asked for
+    assert known.tiles.key(sites) == whole  # a part of a tile: who was not measured is not asked for
     sites[2] = "p0/1"
-    assert keys.of(sites) is None  # in two cells
+    assert known.tiles.key(sites) is None  # in two cells
     alone = np.array(["p0/1", *[""] * 15], dtype=object)
-    assert keys.of(alone) is None  # a station by itself
+    assert known.tiles.key(alone) is None  # a station by itself
     query = read_json(json_bytes(small_body(city="published")), service.limits, service.models)
-    (chunk,) = chunks(query, service.cities.statistics("published"), TILE, 16, keys)
+    (chunk,) = chunks(query, known, TILE, 16)
     named = np.array([text_key("published|all|a"), text_key("published|all|b")])
     assert chunk.batch.key.tolist() == fold_numpy(named, np.full(2, chunk.minutes[0])).tolist()
 

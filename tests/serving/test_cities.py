@@ -29,7 +29,7 @@ def tiled(tmp_path: Path) -> Cities:
 
 def test_without_a_store_there_is_no_city() -> None:
     assert Cities(None).names == ()
-    assert Cities(None).statistics(None) is None
+    assert Cities(None).known(None) is None
 
 
 def test_facts_are_those_of_the_newest_period(tmp_path: Path) -> None:

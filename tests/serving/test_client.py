@@ -19,8 +19,8 @@ import requests
 
 from raytraffic.client import Client, ForecastBusy, ForecastFailed, ForecastOptions, ForecastRefused
 from raytraffic.serving.access import TOKEN, Access
-from raytraffic.serving.frames import request_bytes
-from raytraffic.serving.query import METADATA, Ask
+from raytraffic.serving.frames import request_bytes, request_object
+from raytraffic.serving.query import METADATA, Ask, read_arrow, read_json
 from raytraffic.serving.routes import build_api, guarded
 from raytraffic.serving.service import ForecastService
 from tests.serving.local_stages import body_of, grid_city, listening, service_of, small_model, station_city
@@ -364,3 +364,48 @@ def test_a_frame_s_gaps_are_nulls_and_its_step_is_the_usual_one() -> None:
     table = reader.read_all()
     assert json.loads(table.schema.metadata[METADATA]) == {"start": "2024-03-04T00:00", "step_minutes": 30}
     assert table.column("traffic").to_pylist() == [[1, 2, 3, None, None, None, 4], [None, None, None, None, None, 9, None]]
+
+
+TYPES = {"macro": {"capacity": 180.0, "price": 2.0}, "micro": {"capacity": 60.0, "price": 1.0}}
+
+
+def test_decisions_are_the_same_from_a_history_and_from_its_forecast(url: str) -> None:
+    client = Client(url, SECRET)
+    forecast = client.forecast(long_frame(), sites=sites_frame(), keep_draws=True, **SETTINGS)
+    problem = {"station_types": TYPES, "money": 6.0}
+    ours, theirs = client.deployment(long_frame(), problem, sites=sites_frame(), **SETTINGS), client.deployment(forecast, problem)
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert (
+        sorted(ours["unique_id"]) == sorted(CITY.sites) and ours["built_macro"].sum() + ours["built_micro"].sum() == ours.attrs["built"] > 0
+    )
+    assert ours.attrs["status"] == "optimal" and ours.attrs["forecast"]["draws"] == 3 and theirs.attrs["forecast"] is None
+    problem = {"rrus": 4, "rru_capacity": 100.0}
+    ours, theirs = client.sleep(long_frame(), problem, sites=sites_frame(), **SETTINGS), client.sleep(forecast, problem, timeout_s=30)
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert sorted(zip(ours["unique_id"], ours["ds"], strict=True)) == list(zip(forecast["unique_id"], forecast["ds"], strict=True))
+    assert ours["active"].between(0, 4).all() and ours["active"].nunique() > 1 and set(ours.attrs["overloaded_slots"]) == set(CITY.sites)
+
+
+def test_a_decision_that_is_refused_says_where(url: str) -> None:
+    client = Client(url, SECRET)
+    with pytest.raises(ForecastRefused, match=r"422: body\.station_types\.macro\.capacity"):
+        client.deployment(long_frame(), {"station_types": {"macro": {"capacity": -1}}}, **SETTINGS)
+    forecast = client.forecast(long_frame(), keep_draws=True, **SETTINGS)
+    with pytest.raises(TypeError, match=r"options: \['seed'\] of a forecast that is made already"):
+        client.sleep(forecast, {"rrus": 1, "rru_capacity": 1.0}, seed=3)
+
+
+def test_a_request_in_json_says_what_it_says_in_arrow(service: ForecastService) -> None:
+    for city, model in ((CITY, "tiny"), (station_city("twice", steps=14, services=("video", "chat")), "pair")):
+        sites = sites_frame(city).assign(x=np.arange(5.0), y=np.arange(5.0) * 7)
+        settings = {**SETTINGS, "model": model}
+        if model == "pair":
+            sites = sites[["unique_id", "x", "y"]]
+        whole = request_object(long_frame(city), sites, None, settings)
+        ours = read_json(json.dumps(whole).encode(), service.limits, service.models)
+        theirs = read_arrow(request_bytes(long_frame(city), sites, None, settings), service.limits, service.models)
+        assert ours.ask == theirs.ask and ours.ids == theirs.ids and ours.services == theirs.services
+        np.testing.assert_array_equal(ours.traffic, theirs.traffic)
+        assert ours.xy is not None and theirs.xy is not None
+        np.testing.assert_array_equal(ours.xy, theirs.xy)
+        assert ours.poi.keys() == theirs.poi.keys() and all((ours.poi[name] == theirs.poi[name]).all() for name in ours.poi)

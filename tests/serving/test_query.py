@@ -42,6 +42,7 @@ def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "
         window=16,
         services=services,
         poi_categories=("bank", "park"),
+        env_features=0,
         contexts=contexts,
         sampler=Sampler(steps=3),
         noise_levels=4,
@@ -77,6 +78,7 @@ def same(one: Query, other: Query) -> None:
         assert (mine is None) == (theirs is None)
         if mine is not None and theirs is not None:
             assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
+    assert (one.xy is None) == (other.xy is None) and np.array_equal(one.xy, other.xy)  # type: ignore[arg-type]
     assert set(one.poi) == set(other.poi) and all(np.array_equal(one.poi[name], other.poi[name]) for name in one.poi)
 
 
@@ -89,8 +91,9 @@ def same(one: Query, other: Query) -> None:
         small_body(),
         EXPECTED,
         {name: value for name, value in small_body(task="generation", horizon=None).items() if name != "traffic"},
+        small_body(stations={"id": ["a", "b"], "x": [1.5, -2e6], "y": [0.0, 7.25]}),
     ],
-    ids=["stations", "grid", "services", "small", "users expected", "nothing known"],
+    ids=["stations", "grid", "services", "small", "users expected", "nothing known", "places"],
 )
 def test_json_and_arrow_say_the_same(body: dict[str, Any]) -> None:
     ours = read_json(json_bytes(body), LIMITS, MODELS)
@@ -181,6 +184,8 @@ WRONG: dict[str, tuple[dict[str, Any], str, int]] = {
     "one cell for two": ({"stations": {"id": ["a", "b"], "row": [1, 1], "column": [2, 2]}}, "body.stations.row", 422),
     "a negative cell": ({"stations": {"id": ["a", "b"], "row": [-1, 1], "column": [2, 2]}}, "body.stations.row", 422),
     "a far cell": ({"stations": {"id": ["a", "b"], "row": [2**20, 1], "column": [2, 2]}}, "body.stations.row", 422),
+    "x without y": ({"stations": {"id": ["a", "b"], "x": [1, 2]}}, "body.stations.y", 422),
+    "a place too far": ({"stations": {"id": ["a", "b"], "x": [1, 2], "y": [1, -1e9]}}, "body.stations.y.1", 422),
     "unknown category": ({"stations": {"id": ["a", "b"], "poi": {"zoo": [1, 2]}}}, "body.stations.poi", 422),
     "negative count": ({"stations": {"id": ["a", "b"], "poi": {"bank": [1, -2]}}}, "body.stations.poi.bank", 422),
     "huge count": ({"stations": {"id": ["a", "b"], "poi": {"bank": [1, 1e10]}}}, "body.stations.poi.bank", 422),
@@ -248,6 +253,8 @@ WRONG_JSON: dict[str, tuple[dict[str, Any], str, int]] = {
     "no slots": ({"traffic": [[], []]}, "body.traffic", 422),
     "too many slots": ({"traffic": [[1.0] * 65] * 2}, "body.traffic", 413),
     "rows of another length": ({"stations": {"id": ["a", "b"], "row": [1], "column": [2, 3]}}, "body.stations.column", 422),
+    "places of another length": ({"stations": {"id": ["a", "b"], "x": [1, 2], "y": [1]}}, "body.stations.y", 422),
+    "a place that is none": ({"stations": {"id": ["a", "b"], "x": [None, 2], "y": [1, 2]}}, "body.stations.x.0", 422),
     "counts of another length": ({"stations": {"id": ["a", "b"], "poi": {"bank": [1]}}}, "body.stations.poi.bank", 422),
     "a field of stations": ({"stations": {"id": ["a", "b"], "name": []}}, "body.stations.name", 422),
 }

@@ -266,6 +266,21 @@ def test_staged_is_whole_is_served(
     assert same(probe.remote(served, batch, sampler, draws, seed, time.time() + 600).result(timeout_s=60), whole)
 
 
+def test_what_a_site_is_among_its_neighbours_is_served_as_in_the_whole(probe: DeploymentHandle, tmp_path: Path) -> None:
+    """The same POI at other places is another embedding, also from the cache."""
+    graph = small_model(tmp_path / "graph", model="stouter")
+    whole = load_forecaster(graph.folder)[0].eval()
+    batch = windows(3)
+    assert batch.space.xy is not None
+    apart, nowhere = batch.space.xy * torch.tensor([1.0, 40.0]), torch.full_like(batch.space.xy, torch.nan)
+    batches = [replace(batch, space=replace(batch.space, xy=xy)) for xy in (batch.space.xy, apart, nowhere, None, batch.space.xy)]
+    envs = [whole.embed(one).context["env"] for one in batches]
+    assert not torch.equal(envs[0], envs[1]) and not torch.equal(envs[0], envs[2])
+    for one in batches:
+        answer = probe.remote(graph, one, SAMPLER, 2, 7, time.time() + 600).result(timeout_s=60)
+        assert same(answer, whole.forecast(one, SAMPLER, 2, 7).draws.nan_to_num(-1))
+
+
 def test_calls_at_a_time_are_served_as_alone(probe: DeploymentHandle, forecaster: Forecaster, served: ServedModel) -> None:
     asked = [(windows(1 + seed % 3, seed), 1 + seed, seed) for seed in range(8)]
     answers = [probe.remote(served, batch, SAMPLER, draws, seed, time.time() + 600) for batch, draws, seed in asked]

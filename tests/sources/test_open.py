@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from raytraffic.sources import open as opening
+from raytraffic.sources.app_usage import AppLayout, AppUsage, CategoryLayout, StationLayout, TraceLayout
 from raytraffic.sources.open import open_source
+from raytraffic.sources.services import ServiceCity
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.sources.table import Columns, LongTable
 
@@ -35,6 +37,38 @@ def test_table(tmp_path: Path) -> None:
     (city,) = source.read("milan")
     assert city.grid == (1, 1) and city.start == datetime(2024, 3, 4)
     np.testing.assert_array_equal(city.traffic[0, :, 0], [3, np.nan])
+
+
+def test_services() -> None:
+    options = "users=30&weeks=2&seed=7&environment_effect=0.5&coupling=0&sessions_per_hour=9&grid=4x6&start=2024-02-05&parameters=a/b"
+    assert open_source(f"services:east?{options}") == ServiceCity(
+        name="east",
+        users=30,
+        weeks=2,
+        seed=7,
+        environment_effect=0.5,
+        coupling=0.0,
+        sessions_per_hour=9.0,
+        grid=(4, 6),
+        start=date(2024, 2, 5),
+        parameters="a/b",
+    )
+    assert open_source("services:plain") == ServiceCity(name="plain")
+
+
+def test_app_usage() -> None:
+    source = open_source(
+        "app-usage:records?name=sh&trace_file=t.csv&trace_delimiter=comma&trace_header=true&trace_user=who&trace_time=3&stations_poi=4-20"
+        "&apps_category=5&categories_file=&time_format=seconds&timezone=Asia/Shanghai&min_active_hours=3&carry_hours=0&unknown_app=News"
+    )
+    assert isinstance(source, AppUsage) and source.folder == "records" and source.name == "sh"
+    assert source.trace == TraceLayout(file="t.csv", delimiter=",", header=True, user="who", time=3)
+    assert source.stations == StationLayout(poi=tuple(range(4, 21))) and source.apps == AppLayout(category=5) and source.categories is None
+    assert (source.time_format, source.timezone, source.min_active_hours, source.carry_hours) == ("seconds", "Asia/Shanghai", 3, 0)
+    assert source.unknown_app == "News"
+    plain = open_source("app-usage:records")
+    assert isinstance(plain, AppUsage) and plain.trace == TraceLayout() and plain.categories == CategoryLayout()
+    assert isinstance(named := open_source("app-usage:x?trace_header=true&trace_app=2nd"), AppUsage) and named.trace.app == "2nd"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +99,13 @@ def test_options_reach_their_source(spec: str, called: str, path: str, arguments
 
 @pytest.mark.parametrize(
     ("scheme", "source"),
-    [("grid", "GridArrays"), ("cdr", "TelecomItaliaRecords"), ("table", "LongTable"), ("synthetic", "SyntheticCity")],
+    [
+        ("grid", "GridArrays"),
+        ("cdr", "TelecomItaliaRecords"),
+        ("table", "LongTable"),
+        ("synthetic", "SyntheticCity"),
+        ("services", "ServiceCity"),
+    ],
 )
 def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> None:
     parameters = set(inspect.signature(getattr(opening, source)).parameters)
@@ -76,7 +116,10 @@ def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("traffic.csv", r"scheme 'traffic.csv', expected one of uomo:, series:, grid:, cdr:, table:, synthetic:"),
+        (
+            "traffic.csv",
+            r"scheme 'traffic.csv', expected one of uomo:, series:, grid:, cdr:, table:, stations:, synthetic:, services:, app-usage:",
+        ),
         ("s3:bucket", r"scheme 's3', expected one of uomo:"),
         ("table:", r"nothing after 'table', expected a CSV or Parquet file"),
         ("synthetic:?days=2", r"nothing after 'synthetic', expected the name of a city"),
@@ -92,6 +135,11 @@ def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> 
         ("cdr:x?squares=9-5", r"option 'squares' is '9-5', expected integers and ranges"),
         ("synthetic:x?days=2&days=3", r"option 'days' is given twice"),
         ("synthetic:x?step=7", r"step_minutes: 7, expected one of"),
+        ("services:x?start=monday", r"option 'start' is 'monday', expected a date, such as"),
+        ("services:x?coupling=2", r"coupling: 2.0, expected a number in \[0, 1\]"),
+        ("app-usage:x?trace_delimiter=pipe", r"option 'trace_delimiter' is 'pipe', expected tab, space, comma or semicolon"),
+        ("app-usage:x?trace_file=", r"file: '', expected the name of a file"),
+        ("app-usage:x?trace_poi=3", r"option 'trace_poi', expected one of .*'trace_app'"),
     ],
 )
 def test_what_cannot_be_named_is_refused(spec: str, message: str) -> None:

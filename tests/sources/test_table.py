@@ -284,6 +284,70 @@ def test_users_are_aligned_with_the_traffic() -> None:
     refused(TWO, "users: no column 'users'", users=users.rename(columns={"users": "y"}))
 
 
+MOVING = "unique_id ds service y site"
+
+
+def test_users_who_move_have_a_place_in_every_slot() -> None:
+    rows = table(
+        ("u", "2024-03-04 00:00", "web", 1, "hub"),
+        ("u", "2024-03-04 00:00", "video", 5, "home"),
+        ("u", "2024-03-04 01:00", "web", 2, "office"),
+        ("u", "2024-03-04 01:00", "video", 2, "hub"),  # equals: the first by name
+        ("u", "2024-03-04 02:00", "web", 9, None),
+        ("u", "2024-03-04 02:00", "video", 1, ""),
+        ("v", "2024-03-04 01:00", "web", 0, "office"),
+        ("v", "2024-03-04 03:00", "web", NAN, "hub"),
+        columns=MOVING,
+    )
+    city = read(rows, gaps="zero", step_minutes=60)
+    assert list(city.places) == ["home", "hub", "office"] and city.place is not None
+    np.testing.assert_array_equal(city.place, [[0, -1], [1, 2], [-1, -1], [-1, 1]])
+    assert list(city.services) == ["video", "web"] and city.traffic[0, 0, 0] == 5
+    renamed = rows.rename(columns={"site": "mast"})
+    assert read(renamed, gaps="zero", step_minutes=60).place is None
+    np.testing.assert_array_equal(read(renamed, gaps="zero", step_minutes=60, columns=Columns(site="mast")).place, city.place)
+    refused(rows, r"no column 'mast', expected the site's column", gaps="zero", step_minutes=60, columns=Columns(site="mast"))
+
+
+def test_the_place_of_a_coarser_slot_is_that_of_most_traffic() -> None:
+    rows = series("u", [1.0, 1.0, 1.0, 4.0, 0.0, 0.0, 0.0, 0.0], 15).assign(site=["a", "a", "a", "b", "c", None, "b", "b"])
+    city = read(rows, step_minutes=60)
+    np.testing.assert_array_equal(city.place, [[1], [1]])  # 4 at b against 3 at a; then 0 at b and at c
+    assert read(rows, step_minutes=60, sites=table(("u", 31.2, 121.5), columns="unique_id lat lon")).place is not None
+    cells = read(rows, step_minutes=60, sites=table(("u", 31.2, 121.5), columns="unique_id lat lon"), cell_metres=500.0)
+    assert cells.place is None and cells.grid == (1, 1)
+
+
+def test_places_are_those_of_local_slots_and_of_users_that_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    utc = pd.date_range("2024-03-30 22:00", periods=6, freq="60min", tz="UTC")  # Rome goes to summer time at the fourth
+    frame = pd.DataFrame({"unique_id": "u", "ds": utc, "y": 1.0, "site": ["007", "7", "007", "7", "007", "NA"]})
+    faulty = frame.assign(unique_id="bad", y=["x"] * 6)
+    pd.concat([faulty, frame]).to_csv(path, index=False)
+    city = read(path, timezone="Europe/Rome", faulty="skip")
+    assert list(city.places) == ["007", "7", "NA"] and city.start == datetime(2024, 3, 30, 23)
+    np.testing.assert_array_equal(city.place, [[0], [1], [0], [1], [0], [2]])
+    assert [station for station, _ in city.refused] == ["bad"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_places_written_as_rows_come_back(data: st.DataObject) -> None:
+    t, s, c = data.draw(st.integers(2, 6)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    place = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=t * s, max_size=t * s)), dtype=np.int32).reshape(t, s)
+    names = ["a", "b", "c", "d"]
+    rows = [
+        (f"u{user}", f"2024-03-04 0{hour}:00", f"s{service}", 1.0, None if place[hour, user] < 0 else names[place[hour, user]])
+        for hour in range(t)
+        for user in range(s)
+        for service in range(c)
+    ]
+    city = read(table(*data.draw(st.permutations(rows)), columns=MOVING), step_minutes=60)
+    assert city.place is not None
+    found = np.array([*city.places, ""], dtype=object)[city.place]
+    np.testing.assert_array_equal(found, np.array([*names, ""], dtype=object)[place])
+
+
 def test_sites_are_checked() -> None:
     refused(TWO, "sites: no row for station 'b'", sites=SITES.iloc[[0]])
     refused(TWO, "sites: more than one row for station 'a'", sites=pd.concat([SITES, SITES.iloc[[0]]]))

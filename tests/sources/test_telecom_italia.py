@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from raytraffic.sources.city import City
 from raytraffic.sources.telecom_italia import COLUMNS, SERVICES, TelecomItaliaRecords
+from raytraffic.sources.telecom_squares import read_centres
 
 REAL = "milan/raw_cdr_4cells_2013-11-01.parquet"
 BEGIN = 1_383_260_400_000  # 2013-11-01 00:00 in Rome
@@ -195,6 +197,13 @@ def test_refuses_a_day_told_twice(tmp_path: Path) -> None:
 
 def test_refuses_arguments(tmp_path: Path) -> None:
     path = write(tmp_path / "day.txt", GOOD)
+    with pytest.raises(ValueError, match=r"area: 'rome', expected one of \['milan', 'trentino'\]"):
+        TelecomItaliaRecords(path, area="rome")  # type: ignore[arg-type]
+    for services in ([], ["internet", "internet"], ["video"]):
+        with pytest.raises(ValueError, match=r"services: .*, expected one or more different ones of \['sms_in', .*'call'\]"):
+            TelecomItaliaRecords(path, services=services)
+    with pytest.raises(ValueError, match=r"cells, stations: None and stations.csv, expected both files or neither"):
+        TelecomItaliaRecords(path, stations="stations.csv")
     for squares in ([], [1, 1], [0], [10001]):
         with pytest.raises(ValueError, match="squares: "):
             TelecomItaliaRecords(path, squares=squares)
@@ -206,3 +215,133 @@ def test_refuses_arguments(tmp_path: Path) -> None:
         next(TelecomItaliaRecords(path).read("rome"))
     with pytest.raises(ValueError, match=r"day\.txt: .*to 15 minutes, expected one of \[10, 20, 30, 60\]"):
         read(path, aggregate_minutes=15)
+
+
+def test_services_and_their_aggregates_in_the_order_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "day.txt", line(1, 0, 39, 1.0, 2.0, 4.0, 8.0, 16.0), line(1, 2, 39, None, 32.0))
+    city = read(path, services=["call", "internet", "sms", "call_out"])
+    assert tuple(city.services) == ("call", "internet", "sms", "call_out")
+    np.testing.assert_array_equal(city.traffic[:, :, 0], [[12, np.nan, 0], [16, np.nan, 0], [3, np.nan, 32], [8, np.nan, 0]])
+
+
+def test_trentino_has_more_squares_and_no_grid_by_their_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "day.txt", line(1, 0, 39, 1.0), line(11466, 0, 39, 2.0))
+    (city,) = TelecomItaliaRecords(path, area="trentino").read("trentino")
+    assert (city.name, list(city.sites), city.grid, city.xy) == ("trentino", ["1", "11466"], None, None)
+    with pytest.raises(ValueError, match=r"row 2, column 'square_id': 11466, expected 1\.\.10000"):
+        read(path)
+    with pytest.raises(ValueError, match=r"squares: 1\.\.11467, expected ids in 1\.\.11466"):
+        TelecomItaliaRecords(path, area="trentino", squares=[1, 11467])
+
+
+LATITUDE, LONGITUDE = 46.0, 11.0
+DEGREE = 111_194.9  # metres of a degree of latitude on a sphere; the ellipsoid's differ by less than 1 %
+
+
+def write_squares(path: Path, count: int = 4) -> Path:
+    """A row of squares of 0.01 degrees from west to east, as the published GeoJSON has them."""
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"cellId": 100 + i},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [
+                    [
+                        [LONGITUDE + 0.01 * (i + dx), LATITUDE + 0.01 * dy]
+                        for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5))
+                    ]
+                ],
+            },
+        }
+        for i in range(count)
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def write_stations(path: Path, **places: tuple[float, float]) -> Path:
+    rows = [f"{name},{LATITUDE + dy},{LONGITUDE + dx}" for name, (dx, dy) in places.items()]
+    path.write_text("\n".join(["unique_id,lat,lon", *rows]) + "\n")
+    return path
+
+
+def station_records(folder: Path) -> Path:
+    """Squares 100 to 103 from west to east with traffic 1, 2, 4, 8, and an outage."""
+    (folder / "cdr").mkdir()
+    lines = [line(100 + i, step, 39, None, None, None, None, 2.0**i) for i in range(4) for step in (0, 2)]
+    return write(folder / "cdr" / "day.txt", *lines)
+
+
+def test_a_squares_centre_is_that_of_its_corners(tmp_path: Path) -> None:
+    centres = read_centres(write_squares(tmp_path / "grid.geojson"))
+    assert centres.index.tolist() == [100, 101, 102, 103]
+    np.testing.assert_allclose(centres["lat"], LATITUDE, atol=1e-9)
+    np.testing.assert_allclose(centres["lon"], LONGITUDE + 0.01 * np.arange(4), atol=1e-9)
+
+
+def test_every_square_belongs_to_its_nearest_station(tmp_path: Path) -> None:
+    """Stations at 0.001 and 0.019 degrees east, one north of the last square but nearest to it, and one that is nearest to none."""
+    cells = write_squares(tmp_path / "grid.geojson")
+    stations = write_stations(tmp_path / "stations.csv", west=(0.001, 0.0), middle=(0.019, 0.0), north=(0.032, 0.004), far=(0.5, 0.5))
+    options: dict[str, Any] = {"area": "trentino", "cells": cells, "stations": stations, "services": ["internet"]}
+    (city,) = TelecomItaliaRecords(station_records(tmp_path), **options).read("trentino")
+    assert (list(city.sites), city.grid) == (["west", "middle", "north"], None)
+    # Square 101, at 0.01 degrees, lies 0.009 degrees from both of them; centres are of corners, so it may go either way by rounding.
+    total = city.traffic[0, 0].tolist()
+    assert total in ([3.0, 4.0, 8.0], [1.0, 6.0, 8.0]) and city.traffic[0, 2].tolist() == total
+    assert np.isnan(city.traffic[:, 1]).all()
+    assert city.xy is not None
+    east, north = city.xy[2] - city.xy[0]
+    assert east == pytest.approx(0.031 * DEGREE * np.cos(np.radians(LATITUDE)), rel=0.01) and north == pytest.approx(
+        0.004 * DEGREE, rel=0.01
+    )
+
+
+def test_nothing_is_lost_by_assignment_and_cells_may_be_a_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    squares = rng.choice(10_000, 60, replace=False) + 1
+    path = write(tmp_path / "day.txt", *(line(int(square), step, 39, *rng.random(5).tolist()) for square in squares for step in range(4)))
+    centres = pd.DataFrame({"square_id": squares, "lat": 45 + rng.random(60) / 5, "lon": 9 + rng.random(60) / 5})
+    centres.to_csv(tmp_path / "cells.csv", index=False)
+    stations = pd.DataFrame({"unique_id": [f"s{i}" for i in range(20)], "lat": 45 + rng.random(20) / 5, "lon": 9 + rng.random(20) / 5})
+    stations.to_parquet(tmp_path / "stations.parquet")
+    plain, city = read(path), read(path, cells=tmp_path / "cells.csv", stations=tmp_path / "stations.parquet")
+    np.testing.assert_allclose(city.traffic.sum(axis=2), plain.traffic.sum(axis=2), rtol=1e-5)
+    # Brute force, on a plane whose east-west metres are shrunk by the cosine of the latitude: right to a few metres over 20 km.
+    shrink = np.cos(np.radians(45.1))
+    for site, traffic in zip(city.sites, city.traffic[0, 0], strict=True):
+        mine = []
+        for square, lat, lon in centres.itertuples(index=False):
+            distance = (stations["lat"] - lat) ** 2 + ((stations["lon"] - lon) * shrink) ** 2
+            if stations["unique_id"][int(distance.argmin())] == site:
+                mine.append(plain.traffic[0, 0, list(plain.sites).index(str(int(square)))])
+        assert traffic == pytest.approx(sum(mine), rel=1e-5)
+
+
+def test_refuses_squares_and_stations_that_are_not_as_described(tmp_path: Path) -> None:
+    records = station_records(tmp_path)
+    cells = write_squares(tmp_path / "grid.geojson")
+    stations = write_stations(tmp_path / "stations.csv", a=(0, 0))
+
+    def attempt(cells: Path, stations: Path) -> None:
+        next(TelecomItaliaRecords(records, area="trentino", cells=cells, stations=stations).read("trentino"))
+
+    with pytest.raises(ValueError, match=r"few\.geojson: no place of the squares \[102, 103\]"):
+        attempt(write_squares(tmp_path / "few.geojson", 2), stations)
+    with pytest.raises(ValueError, match=r"absent\.geojson: no such file"):
+        attempt(tmp_path / "absent.geojson", stations)
+    (tmp_path / "odd.geojson").write_text('{"features": [{"properties": {}}]}')
+    with pytest.raises(ValueError, match=r"odd\.geojson: cannot be read, expected a GeoJSON of polygons with property cellId"):
+        attempt(tmp_path / "odd.geojson", stations)
+    metres = tmp_path / "metres.geojson"
+    metres.write_text(cells.read_text().replace("[11.", "[651234."))
+    with pytest.raises(ValueError, match=r"metres\.geojson: a square that is no polygon of degrees"):
+        attempt(metres, stations)
+    twice = tmp_path / "twice.csv"
+    twice.write_text(stations.read_text() + "a,46,11\n")
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        attempt(cells, twice)
+    (tmp_path / "none.csv").write_text("unique_id,lat\na,46\n")
+    with pytest.raises(ValueError, match="lon"):
+        attempt(cells, tmp_path / "none.csv")

@@ -117,7 +117,8 @@ def test_places_survive_a_repeated_preparation_and_change_what_is_written(tmp_pa
     store = prepared(tmp_path, [users_city()], layout=LAYOUT)
     assert store.places == {"people": ("home", "work", "park", "nowhere")}
     shards = sorted(file.name for file in Location.of(tmp_path).child("shards").list())
-    assert sorted(file.name for file in Location.of(str(prepared(tmp_path, [users_city()], layout=LAYOUT).location)).child("shards").list()) == shards
+    again = prepared(tmp_path, [users_city()], layout=LAYOUT)
+    assert sorted(file.name for file in again.location.child("shards").list()) == shards
     moved = users_city()
     assert moved.place is not None
     moved.place[0, 0] = 3

@@ -14,31 +14,14 @@ from raytraffic.models.uomo.denoiser import UomoDenoiser
 from raytraffic.models.uomo.family import NAMED, NARROW, STEP, depth, heads, width_of
 from raytraffic.nn.transfer import transfer
 from raytraffic.nn.transformer import initialise
+from raytraffic.poi_categories import UOMO_CATEGORIES
 from raytraffic.scaling import Scaling
 
-__all__ = ["CONTEXTS", "POI_CATEGORIES", "PRESETS", "UomoConfig", "build", "preset"]
+__all__ = ["CONTEXTS", "PRESETS", "UomoConfig", "build", "preset"]
 
 
 #: The contexts a UoMo can look at.
 CONTEXTS = ("users", "expected_users", "poi")
-#: The paper's Table 7.
-POI_CATEGORIES = (
-    "Shopping",
-    "Enterprise",
-    "Restaurant",
-    "Local Living",
-    "Transportation",
-    "Public Health",
-    "Automobile",
-    "Physical facilities",
-    "Accommodation",
-    "Finance",
-    "Government organs",
-    "Education",
-    "Business",
-    "Public facilities",
-    "scenic spot",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +40,7 @@ class UomoConfig:
     dropout: float = 0.0
     services: int = 1
     contexts: tuple[str, ...] = ("users", "poi")
-    poi_categories: tuple[str, ...] = POI_CATEGORIES
+    poi_categories: tuple[str, ...] = UOMO_CATEGORIES
     window: int = 64
     poi_features: int = 8
     clock_features: int = 16
