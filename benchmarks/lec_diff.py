@@ -85,7 +85,7 @@ class Settings:
 def main(
     only: Part | None = None,
     minutes: float = 10.0,
-    data: Path = Path("../shared/data"),
+    data: Path | None = None,
     json: Path | None = None,
     table: Path | None = None,
     pictures: Path | None = None,
@@ -109,7 +109,7 @@ def main(
     places: list[Place] = []
     if only != "real":
         places += [generated(on, quick) for on in (True, False)]
-    if only != "city" and data.is_dir():
+    if only != "city" and data is not None:
         places += [milan(data), shanghai(data)]
     results: dict[tuple[str, str, str], dict[str, float]] = {}
     for place in places:

@@ -45,7 +45,7 @@ _ROWS = 4
 
 def main(
     only: Literal["latency", "memory"] | None = None,
-    topology: Path = Path("../shared/data/c2tm/topology_13269_bs.parquet"),
+    topology: Path | None = None,
     device: str = "cpu",
     model: str = "small",
     group: int = 256,
@@ -59,7 +59,7 @@ def main(
 
     Args:
         only: One part instead of both.
-        topology: Stations with lon and lat; where the file is not there stations are generated.
+        topology: Table of stations with lon and lat; generated ones if not given.
         device: cpu (one thread) or cuda.
         model: Preset.
         group: Stations of a group, without its halo.
@@ -73,7 +73,7 @@ def main(
     counts = (40, 80) if quick else STATIONS
     if quick:
         model, group, draws, repeats = "tiny", 20, 2, 1
-    xy = projected(topology) if topology.is_file() else generated(max(counts))
+    xy = generated(max(counts)) if topology is None else projected(topology)
     figures: dict[str, float] = {}
     if only != "memory":
         figures |= latency(xy, counts, model, group, draws, repeats, device)

@@ -152,13 +152,7 @@ def in_logarithms(batch: TrafficBatch) -> TrafficBatch:
     return replace(batch, traffic=_log(batch.traffic, reference[:, :, None, None]), context=context)
 
 
-def without_the_next_place(batch: TrafficBatch) -> TrafficBatch:
-    """The batch in which nothing is known of the places of hidden hours (Eq. 6 as it is printed)."""
-    hidden = ~batch.known.any(dim=(1, 3))
-    return replace(batch, context={**batch.context, "env": torch.where(hidden[:, :, None, None], torch.nan, batch.context["env"])})
-
-
-def trained(users: Users, config: lsdm.LsdmConfig, sizes: Sizes, told: Callable[[TrafficBatch], TrafficBatch], rate: float) -> Forecaster:
+def trained(users: Users, config: lsdm.LsdmConfig, sizes: Sizes, rate: float) -> Forecaster:
     """An LSDM trained for `sizes.seconds`; its learning rate falls with the time that is left, so that all have the same."""
     torch.manual_seed(0)
     model = lsdm.build(config).train()
@@ -169,7 +163,7 @@ def trained(users: Users, config: lsdm.LsdmConfig, sizes: Sizes, told: Callable[
         # So many steps as there will be at this pace: the schedule ends when the time does.
         steps = max(int(done / max(gone, 1e-9) * sizes.seconds), done + 1) if done > 10 else 10**9
         settings = replace(probe, steps=steps)
-        batch = told(users.training(done, sizes.batch))
+        batch = users.training(done, sizes.batch)
         step(model, batch, batch.key * 31 + done, adam, done, settings)
         done += 1
         ema.update(model.named_parameters(), done)
@@ -189,11 +183,11 @@ def score(users: Users, batch: TrafficBatch, predict: Predict, chunk: int = 128)
     return scores
 
 
-def drawn(model: Forecaster, sizes: Sizes, told: Callable[[TrafficBatch], TrafficBatch]) -> Predict:
+def drawn(model: Forecaster, sizes: Sizes) -> Predict:
     """A model's draws, on the logarithmic scale."""
 
     def predict(batch: TrafficBatch) -> Forecast:
-        answer = rollout(model, told(batch), WINDOW, SAMPLER, draws=sizes.draws, hop=1)
+        answer = rollout(model, batch, WINDOW, SAMPLER, draws=sizes.draws, hop=1)
         return Forecast(draws=_log(answer.draws, batch.context["reference"][:, None, :, None, None]), known=batch.known)
 
     return predict
@@ -225,11 +219,10 @@ def ridge(users: Users, sizes: Sizes) -> Predict:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the tables: how its model differs from the full one, and what it is told."""
+    """A row of the tables: how its model differs from the full one."""
 
     name: str
     changes: Mapping[str, Any]
-    told: Callable[[TrafficBatch], TrafficBatch] = lambda batch: batch
 
 
 ROWS = {
@@ -239,7 +232,7 @@ ROWS = {
         Row(PLAIN, {"contexts": ()}),
         Row(TIME, {"attention": "time"}),
         Row(ADDED, {"conditioning": "added"}),
-        Row(HISTORY, {}, without_the_next_place),
+        Row(HISTORY, {"next_place": False}),
     )
 }
 
@@ -271,7 +264,7 @@ class Study:
         if key not in self.models:
             print(f"{row}: environment {environment:g}, coupling {coupling:g}", file=sys.stderr, flush=True)
             config = replace(self.config, **ROWS[row].changes)
-            self.models[key] = trained(self.of(environment, coupling), config, self.sizes, ROWS[row].told, self.rate)
+            self.models[key] = trained(self.of(environment, coupling), config, self.sizes, self.rate)
         return self.models[key]
 
     def score(self, row: str, environment: float = 1.0, coupling: float = 1.0) -> ServiceScores:
@@ -279,7 +272,7 @@ class Study:
         key = (row, environment, coupling)
         if key not in self.scores:
             users = self.of(environment, coupling)
-            predict = drawn(self.model(row, environment, coupling), self.sizes, ROWS[row].told)
+            predict = drawn(self.model(row, environment, coupling), self.sizes)
             self.scores[key] = score(users, users.scored(self.sizes.scored), predict)
         return self.scores[key]
 
@@ -338,7 +331,7 @@ def thirty_steps(study: Study, pictures: Path | None) -> dict[str, float]:
     """The recursive rollout: every draw is fed back hour by hour."""
     users, model = study.of(1.0, 1.0), study.model(FULL)
     batch = users.scored(max(study.sizes.scored // 8, 8), WINDOW - 1 + STEPS_AHEAD)
-    ours = drawn(model, replace(study.sizes, draws=study.sizes.trajectories), ROWS[FULL].told)
+    ours = drawn(model, replace(study.sizes, draws=study.sizes.trajectories))
     forecasts = [ours(batch.select(part)) for part in torch.arange(len(batch.key)).split(32)]
     scores, rule = ServiceScores(users.city.services), score(users, batch, yesterday)
     for part, forecast in zip(torch.arange(len(batch.key)).split(32), forecasts, strict=True):
@@ -397,7 +390,7 @@ def main(
         quick: Tiny sizes, whose figures mean nothing.
     """
     sizes = Sizes(users=users, weeks=weeks, seconds=60 * minutes, scored=scored, draws=draws)
-    config = replace(lsdm.preset("small"), depth=1, hidden=32, window=WINDOW, env_features=FEATURES)
+    config = replace(lsdm.preset("small"), depth=1, hidden=32, window=WINDOW, env_features=FEATURES, next_place=True)
     if quick:
         sizes = Sizes(users=40, weeks=1, seconds=2.0, scored=40, draws=4, batch=16, trajectories=2)
         config = replace(config, hidden=16, heads=2)

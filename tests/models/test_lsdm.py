@@ -154,7 +154,7 @@ def test_the_environment_moves_the_answer_of_a_model_that_looks_at_it(conditioni
     moved = replace(batch, context={**batch.context, "env": batch.context["env"].flip(1)})
     static = replace(batch, context={**batch.context, "env": batch.context["env"][:, -1:]})
     expanded = replace(batch, context={**batch.context, "env": batch.context["env"][:, -1:].expand(-1, 25, -1, -1)})
-    looks = awake(replace(SMALL, conditioning=conditioning))
+    looks = awake(replace(SMALL, conditioning=conditioning, next_place=True))
     assert not torch.equal(forecast(looks, batch), forecast(looks, moved))
     torch.testing.assert_close(forecast(looks, static), forecast(looks, expanded), rtol=1e-3, atol=1.0)
     blind = awake(replace(SMALL, contexts=()))
@@ -414,3 +414,28 @@ def test_parameters_are_those_of_the_built_model(name: str) -> None:
 def test_a_share_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"asked: 1.5, expected a share of the window's entries in \[0, 1\]"):
         cost(SMALL, (1, 1), 1.5)
+
+
+def test_eq_9_weighs_the_halves_of_a_stores_vectors() -> None:
+    """[z_I (+) z_T] fused by the model is the vector fused beforehand; a half of weight 0 does not count."""
+    both = replace(SMALL, env_features=8, weights=(0.25, 0.75))
+    batch = mask(usage(), NEXT)
+    images, texts = torch.rand(2, 6, 25, 1, 4, generator=torch.Generator().manual_seed(1))
+
+    def answer(config: LsdmConfig, env: torch.Tensor) -> torch.Tensor:
+        return forecast(awake(config), replace(batch, context={**batch.context, "env": env}))
+
+    torch.testing.assert_close(answer(both, torch.cat((images, texts), dim=-1)), answer(SMALL, 0.25 * images + 0.75 * texts))
+    alone = replace(both, weights=(1.0, 0.0))
+    assert torch.equal(answer(alone, torch.cat((images, texts), dim=-1)), answer(alone, torch.cat((images, 0 * texts), dim=-1)))
+    with pytest.raises(ValueError, match=r"weights: \(0\.5, 0\.5\) .*, expected contexts \('env',\) of an even number of features"):
+        replace(both, env_features=7, weights=(0.5, 0.5))
+    assert from_json(LsdmConfig, to_json(both), "config") == both
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_where_a_user_will_be_counts_in_the_papers_setting_only(known: bool) -> None:
+    model, batch = awake(replace(SMALL, next_place=known)), mask(usage(), NEXT)
+    hidden = ~batch.known.any(dim=1)[..., None]
+    elsewhere = replace(batch, context={**batch.context, "env": torch.where(hidden, 3.0, batch.context["env"])})
+    assert torch.equal(forecast(model, batch), forecast(model, elsewhere)) != known

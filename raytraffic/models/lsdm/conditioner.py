@@ -1,6 +1,6 @@
 r"""LSDM's conditioner: the history as channels beside the noisy entries, the clock as tokens, the environment of every slot.
 
-    z_env = alpha z_I + beta z_T        (Eq. 9, raytraffic.environment.fusion) comes as `env`, or is made of POI counts P:
+    z_env = alpha z_I + beta z_T        (Eq. 9) of the halves of `env`, or comes as `env`, or is made of POI counts P:
     z_env = tanh(W log(1 + P) + b)
 
 The projected z_env enters through adaLN (`vector`), token by token because users move, or is added to the tokens, Table IV's "directly
@@ -39,13 +39,14 @@ class LsdmConditioner(nn.Module):
         #: Features of the environment `env` that `embed` makes of POI, or that is given.
         self.env_features = config.env_features if config.contexts else 0
         self.added = config.conditioning == "added"
+        self.weights, self.next_place = config.weights, config.next_place
         self.patch = config.patch
         self.clock = ClockEmbedding(config.clock_features)
         self.clock_token = nn.Linear(config.patch * config.clock_features, config.hidden)
         if "poi" in config.contexts:
             self.poi = nn.Linear(len(config.poi_categories), config.env_features)
         if config.contexts:
-            self.env_in = nn.Linear(config.env_features + 1, config.hidden)
+            self.env_in = nn.Linear((config.env_features // 2 if config.weights else config.env_features) + 1, config.hidden)
             self.env_out = ZeroLinear(config.patch * config.hidden, config.hidden)
 
     def embed(self, batch: TrafficBatch) -> TrafficBatch:
@@ -68,6 +69,11 @@ class LsdmConditioner(nn.Module):
         b, _, _, s = batch.shape
         nothing = torch.full((b, 1, s, self.env_features), torch.nan, device=batch.traffic.device)
         env = batch.context.get("env", nothing)
+        if env.shape[1] > 1 and not self.next_place:
+            env = torch.where(batch.known.any(dim=1)[..., None], env, torch.nan)
+        if self.weights is not None:
+            images, texts = env.chunk(2, dim=-1)
+            env = self.weights[0] * images + self.weights[1] * texts
         missing = env.isnan().any(-1, keepdim=True)
         hidden = nn.functional.silu(self.env_in(torch.cat((torch.where(missing, 0.0, env), missing.float()), dim=-1)))
         if hidden.shape[1] == 1:

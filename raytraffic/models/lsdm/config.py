@@ -30,7 +30,9 @@ class LsdmConfig:
 
     `contexts` it looks at: `env` of `env_features` features, or `poi` of which stage 1 makes so many; none is the paper's "Non CON".
     `conditioning` says how they enter, `attention` "time" is "Non 2D-Attention". With `intermittent` zeros are set apart
-    (raytraffic.models.lsdm.scaling).
+    (raytraffic.models.lsdm.scaling). With `weights` (alpha, beta) `env` is [z_I (+) z_T], as windows of a store have it, and Eq. 9 fuses
+    it; without, `env` is taken as it is. `next_place` is the paper's setting, where it is known where a user will be; else the
+    environment of known hours counts alone.
     """
 
     depth: int
@@ -44,6 +46,8 @@ class LsdmConfig:
     contexts: tuple[str, ...] = ("env",)
     poi_categories: tuple[str, ...] = ()
     env_features: int = 512
+    weights: tuple[float, float] | None = None
+    next_place: bool = False
     window: int = 49
     clock_features: int = 16
     intermittent: bool = True
@@ -71,6 +75,9 @@ class LsdmConfig:
             raise ValueError(f"contexts: {unknown}, expected some of {sorted(CONTEXTS)}")
         if self.env_features < 0 or (self.contexts and self.env_features == 0):
             raise ValueError(f"env_features: {self.env_features} with contexts {self.contexts}, expected at least 1")
+        if self.weights is not None and (self.contexts != ("env",) or self.env_features % 2):
+            found = f"{self.weights} with contexts {self.contexts} and env_features {self.env_features}"
+            raise ValueError(f"weights: {found}, expected contexts ('env',) of an even number of features: images' and texts'")
         if "poi" in self.contexts and not self.poi_categories:
             raise ValueError("poi_categories: (), expected the names of the categories where contexts has 'poi'")
 

@@ -69,7 +69,8 @@ def _embeddings(config: LsdmConfig, tokens: int, users: int) -> Part:
     total += linear(LEVEL_FEATURES, hidden, 1, of_data=True) + linear(hidden, hidden, 1)
     if config.contexts:
         moves = "env" in config.contexts
-        total += linear(config.env_features + 1, hidden, users * (config.window if moves else 1), of_data=moves)
+        features = config.env_features // 2 if config.weights else config.env_features
+        total += linear(features + 1, hidden, users * (config.window if moves else 1), of_data=moves)
         total += linear(config.patch * hidden, hidden, users * (patches if moves else 1))
     if "poi" in config.contexts:
         made = Part(config.env_features * (len(config.poi_categories) + 1))
