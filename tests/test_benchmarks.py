@@ -140,3 +140,47 @@ def test_contrast(tmp_path: Path) -> None:
 def test_embedding(tmp_path: Path) -> None:
     figures = figures_of("embedding.py", tmp_path, may_be_none=("second_run_computed",))
     assert figures["second_run_computed"] == 0 and figures["same_index"] == 1
+
+
+@pytest.mark.slow
+def test_lsdm(tmp_path: Path) -> None:
+    rows = (
+        "same_hour_yesterday",
+        "same_hour_mean_of_history",
+        "ridge_blend",
+        "lsdm_no_condition",
+        "lsdm",
+        "lsdm_no_2_d_attention",
+        "lsdm_condition_added_directly",
+        "lsdm_place_of_the_hour_unknown",
+    )
+    gains = ("r2_gain_env_on", "r2_gain_env_history", "r2_gain_env_off", "r2_gain_2d_coupled", "r2_gain_2d_uncoupled")
+    any_sign = (*gains, *(f"{row}_{metric}" for row in rows for metric in ("r2", "r2_debiased")))
+    figures = figures_of("lsdm.py", tmp_path, may_be_none=any_sign)
+    assert figures.keys() >= {*gains, "mse_step_1", "mse_step_10", "mse_step_20", "mse_step_30"}
+
+
+@pytest.mark.slow
+def test_lec_diff(tmp_path: Path) -> None:
+    models = ("lec_diff", "drop_gei", "drop_sgf")
+    covers = tuple(
+        f"effects-{effects}_{task}_{model}_coverage{level}"
+        for effects in ("on", "off")
+        for task in ("short", "long")
+        for model in (*models, "profile_+_gaussian", "same_slot_yesterday")
+        for level in (50, 90)
+    )
+    figures = figures_of("lec_diff.py", tmp_path, "--only", "city", may_be_none=covers)
+    assert figures.keys() >= {"effects-on_short_lec_diff_crps", "effects-off_long_lec_diff_crps"}
+
+
+@pytest.mark.slow
+def test_lec_diff_nodes(tmp_path: Path) -> None:
+    figures = figures_of("lec_diff_nodes.py", tmp_path)
+    assert figures.keys() >= {"growth_exponent", "us_per_node_draw_80", "training_peak_mb_80", "sampling_peak_mb_80", "idle_peak_mb"}
+
+
+@pytest.mark.slow
+def test_stouter(tmp_path: Path) -> None:
+    figures = figures_of("stouter.py", tmp_path)
+    assert figures.keys() >= {"law_both_stouter_crps", "law_both_without_time_crps_ratio", "throughput_20_steps_station_weeks_per_s"}

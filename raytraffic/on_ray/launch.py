@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -35,7 +37,7 @@ def launch(worker: Callable[[dict[str, Any]], Any], config: _Run, workers: int |
     storage = Location.of(config.out).child("ray")
     launches = sum(child.name.startswith("launch-") for child in storage.list())
     TorchTrainer(
-        worker,
+        partial(_in_folder, os.getcwd(), worker),
         train_loop_config=to_json(config),
         scaling_config=ScalingConfig(
             num_workers=workers,  # type: ignore[arg-type]  # the stub does not know the elastic (least, most)
@@ -49,3 +51,10 @@ def launch(worker: Callable[[dict[str, Any]], Any], config: _Run, workers: int |
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     ).fit()
+
+
+def _in_folder(folder: str, worker: Callable[[dict[str, Any]], Any], settings: dict[str, Any]) -> Any:
+    """Train moves its workers into a folder of its own: relative paths in the settings are those of who launched them."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    return worker(settings)

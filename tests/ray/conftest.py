@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def settings(store: Path, out: Path, **changes: object) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def trained(prepared: Path) -> Path:
-    """The run directory of an uninterrupted run."""
+    """The run directory of an uninterrupted run, whose paths were given as users do: relative to where they are."""
     out = prepared.parent / "run"
-    assert train(settings(prepared, out)) == Location.of(out / "best")
+    here = [Path(os.path.relpath(folder)) for folder in (prepared, out)]
+    assert train(settings(*here)) == Location.of(out / "best")
     return out
