@@ -17,7 +17,8 @@ class ScenesConfig:
 
     sites: tuple[str, ...]
     """Where sites are: tables (CSV or Parquet: city, unique_id, lat, lon, columns poi:<category> of counts and land:<kind> of
-    shares that are known), and synthetic cities as in `prepare`, e.g. synthetic:east?grid=8x8."""
+    shares that are known), and as in `prepare` synthetic cities and the places of synthetic users, e.g. synthetic:east?grid=8x8,
+    services:users?users=2000."""
     tiles: str = "synthetic"
     """Where images come from: `synthetic` (the synthetic cities among the sites, as they are rendered), a folder or s3:// URL of
     slippy-map tiles, a zip file of them, or the URL template of a map service with {z}, {x} and {y}, in which {key} stands for

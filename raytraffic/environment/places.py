@@ -24,12 +24,14 @@ from raytraffic.environment.landscape import landscape
 from raytraffic.environment.mercator import MAX_LATITUDE, check_place
 from raytraffic.environment.refine import Audit, Refined, refine
 from raytraffic.environment.render import SyntheticTiles
+from raytraffic.environment.service_scenes import service_places_table
 from raytraffic.environment.statistics import image_statistics
 from raytraffic.environment.tiles import FolderTiles, MissingTileError, RgbImage, Tiles, ZipTiles
 from raytraffic.environment.url_tiles import UrlTiles
 from raytraffic.files import Location
 from raytraffic.sources.faulty import Refused
 from raytraffic.sources.open import open_source
+from raytraffic.sources.services import ServiceCity
 from raytraffic.sources.sheet import Columns, Sheet
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 
@@ -39,7 +41,7 @@ __all__ = ["Pair", "Paired", "Place", "open_describer", "open_tiles", "pairs", "
 KEY = "RAYTRAFFIC_TILES_KEY"
 _COLUMNS = ("city", "unique_id", "lat", "lon")
 _POI, _LAND = "poi:", "land:"
-_SYNTHETIC = "synthetic:"
+_SYNTHETIC, _SERVICES = "synthetic:", "services:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ def open_tiles(config: ScenesConfig) -> Tiles:
     """Where the images come from; ValueError for synthetic tiles without a synthetic city among the sites."""
     if config.tiles == "synthetic":
         cities = [city for source in config.sites if source.startswith(_SYNTHETIC) for city in _synthetic(source)]
+        cities += [_users(source).land for source in config.sites if source.startswith(_SERVICES)]
         if not cities:
             raise ValueError(f"tiles: 'synthetic' with sites {list(config.sites)}, expected a synthetic city among them")
         return SyntheticTiles(tuple(cities))
@@ -161,7 +164,8 @@ def _places_of(source: str) -> Iterator[Place]:
         for city in _synthetic(source):
             yield from _synthetic_places(city)
     else:
-        yield from _table_places(source)
+        table = service_places_table(_users(source)) if source.startswith(_SERVICES) else source
+        yield from _rows_of(Sheet(table, "sites", _COLUMNS, Columns(), Refused(skip=False)))
 
 
 def _synthetic(source: str) -> Sequence[SyntheticCity]:
@@ -180,9 +184,14 @@ def _synthetic_places(city: SyntheticCity) -> Iterator[Place]:
         yield Place(city=city.name, unique_id=site, longitude=float(longitude[i]), latitude=float(latitude[i]), poi=poi)
 
 
-def _table_places(source: str) -> Iterator[Place]:
+def _users(source: str) -> ServiceCity:
+    opened = open_source(source)
+    assert isinstance(opened, ServiceCity)
+    return opened
+
+
+def _rows_of(sheet: Sheet) -> Iterator[Place]:
     """Every row of a table; the first that is wrong is a ValueError."""
-    sheet = Sheet(source, "sites", _COLUMNS, Columns(), Refused(skip=False))
     names = [sheet.texts(column) for column in ("city", "unique_id")]
     latitude, longitude = sheet.degrees("lat", MAX_LATITUDE), sheet.degrees("lon", 180)
     names_of = {prefix: [str(name) for name in sheet.frame if str(name).startswith(prefix)] for prefix in (_POI, _LAND)}

@@ -31,7 +31,11 @@ MODES: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.fixture(params=MODES)
+#: The papers' letter of the other models: minutes in all, for `make test-all`.
+SLOW = {"lsdm-faithful", "stouter-paper", "lec_diff-faithful"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODES])
 def built(request: pytest.FixtureRequest) -> Forecaster:
     """A model as constructed."""
     name, config = MODES[request.param]

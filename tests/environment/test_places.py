@@ -18,6 +18,7 @@ from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.places import Place, open_describer, open_tiles, pairs, read_places
 from raytraffic.environment.tiles import FolderTiles, ZipTiles
 from raytraffic.environment.url_tiles import UrlTiles
+from raytraffic.sources.open import open_source
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from tests.environment.scenes import synthetic_scenes
 
@@ -166,3 +167,14 @@ def test_a_table_tells_of_the_land(tmp_path: Path) -> None:
     table.write_text("city,unique_id,lat,lon,land:housing\na,1,1.5,2.5,1.2\n")
     with pytest.raises(ValueError, match=r"row 1, column 'land:housing': 1\.2, expected a share in \[0, 1\]"):
         read_places(config)
+
+
+def test_the_places_of_synthetic_users_have_tiles_poi_and_land() -> None:
+    config = ScenesConfig(sites=("services:town?users=5&grid=4x4",), pixels=16, topics=("land use", "image", "poi"))
+    places = read_places(config)
+    city = open_source(config.sites[0])
+    (record,) = city.read("town")
+    assert {place.site for place in places} == {f"town/{name}" for name in record.places}
+    made = pairs(places, open_tiles(config), open_describer(config), config)
+    assert len(made.pairs) == len(places) and not made.failures
+    assert len({pair.image.tobytes() for pair in made.pairs}) == len(places) and all("land" in pair.text for pair in made.pairs)
