@@ -1,6 +1,6 @@
 """LEC-Diff's evidence: stations of known coupling and environment, and real places, beside ablations and simple rules; without Ray.
 
-python benchmarks/lec_diff.py [--only city|real] [--minutes 10] [--data DIR] [--json figures.json] [--table FILE] [--pictures DIR] [--quick]
+python benchmarks/lec_diff.py [--only city|real] [--steps 1500] [--data DIR] [--json figures.json] [--table FILE] [--pictures DIR] [--quick]
 
 city   generated stations (raytraffic.sources.stations), once with and once without coupling and environment effect: LEC-Diff, without
        environment (Drop GEI) and without graph (Drop SGF), on the last 30 % of the time. With the effects on, what is dropped should be
@@ -8,7 +8,7 @@ city   generated stations (raytraffic.sources.stations), once with and once with
 real   Milan's block of 5 x 5 squares (Internet, 30 minutes, its POI counts) and nine regions of Shanghai (60 minutes, their published
        region embeddings), the same three, on the last 30 % of the time
 
-Every training gets `--minutes` of one thread. Tasks: short (the last quarter of a window hidden) and long (its last three quarters). A
+Every training takes `--steps`. Tasks: short (the last quarter of a window hidden) and long (its last three quarters). A
 figure is PLACE_TASK_MODEL_MEASURE; errors are in units of the city's upper reference level.
 """
 
@@ -72,9 +72,8 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How much is done: minutes and most steps of a training, windows a test and draws of each, and the model's preset."""
+    """How much is done: steps of a training, windows a test and draws of each, and the model's preset."""
 
-    minutes: float
     steps: int
     windows: int
     draws: int
@@ -84,7 +83,7 @@ class Settings:
 
 def main(
     only: Part | None = None,
-    minutes: float = 10.0,
+    steps: int = 1500,
     data: Path | None = None,
     json: Path | None = None,
     table: Path | None = None,
@@ -96,7 +95,7 @@ def main(
 
     Args:
         only: One part instead of both.
-        minutes: Of each training.
+        steps: Of each training: the same for every model, whatever a step of it takes.
         data: Folder of the real data; without it the real part is left out.
         json: Where the figures are written.
         table: Where the Markdown table is written.
@@ -105,9 +104,9 @@ def main(
         quick: Tiny sizes, figures without meaning.
     """
     torch.set_num_threads(1)
-    how = Settings(minutes=minutes, steps=20_000, windows=48, draws=50, model=model)
+    how = Settings(steps=steps, windows=48, draws=50, model=model)
     if quick:
-        how = Settings(minutes=0.02, steps=3, windows=2, draws=19, model="tiny", batch=4)
+        how = Settings(steps=3, windows=2, draws=19, model="tiny", batch=4)
     places: list[Place] = []
     if only != "real":
         places += [generated(on, quick) for on in (True, False)]
@@ -232,20 +231,18 @@ def models_for(place: Place, name: str) -> dict[str, LecDiffConfig]:
 
 
 def trained(place: Place, how: Settings) -> dict[str, Forecaster]:
-    """Every model after `how.minutes`, with the moving average of its weights."""
+    """Every model after `how.steps`, with the moving average of its weights."""
     return {name: train(config, place, how) for name, config in models_for(place, how.model).items()}
 
 
 def train(config: LecDiffConfig, place: Place, how: Settings) -> Forecaster:
     torch.manual_seed(0)
     model = build(config).train()
-    stream = batches(place, how.batch)
-    step_seconds = _step_seconds(config, next(stream))
-    steps = max(3, min(how.steps, int(how.minutes * 60 / step_seconds)))
+    steps = how.steps
     settings = Optimisation(steps=steps, warmup=min(100, steps // 3))
     adam, average = optimiser(model, settings), Ema(model.named_parameters(), settings.ema)
     begin = time.perf_counter()
-    for done, batch in zip(range(steps), stream, strict=False):
+    for done, batch in zip(range(steps), batches(place, how.batch), strict=False):
         figures = step(model, batch, batch.key * 31 + done, adam, done, settings)
         average.update(model.named_parameters(), done + 1)
         if (done + 1) % 200 == 0:
@@ -254,16 +251,6 @@ def train(config: LecDiffConfig, place: Place, how: Settings) -> Forecaster:
         for name, value in model.named_parameters():
             value.copy_(average.weights[name])
     return model.eval()
-
-
-def _step_seconds(config: LecDiffConfig, batch: TrafficBatch) -> float:
-    """What a step takes, on a model that is thrown away: the second of two."""
-    model = build(config)
-    adam = optimiser(model, Optimisation())
-    for done in range(2):
-        begin = time.perf_counter()
-        step(model, batch, batch.key, adam, done, Optimisation())
-    return time.perf_counter() - begin
 
 
 def tested(place: Place, how: Settings) -> TrafficBatch:
