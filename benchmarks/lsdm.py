@@ -338,7 +338,7 @@ def thirty_steps(study: Study, pictures: Path | None) -> dict[str, float]:
         scores.update(in_logarithms(batch.select(part)), forecast)
     steps, rule_steps = scores.by_step(), rule.by_step()
     if pictures is not None:
-        lines = {name: [row["mse"] for row in found.values()] for name, found in ((FULL, steps), (YESTERDAY, rule_steps))}
+        lines = {name: [row["mse"] for row in found.values()] for name, found in ((YESTERDAY, rule_steps), (FULL, steps))}
         figure(pictures / "steps.png", (4.4, 2.6), lambda ax: error_by_step(ax, lines, label="MSE"))
         bars = {s: [scores.up_to(n).by_service()[s]["mse"] for n in (10, 20, STEPS_AHEAD)] for s in users.city.services}
         figure(pictures / "horizons.png", (5.2, 2.8), lambda ax: error_by_horizon(ax, (10, 20, STEPS_AHEAD), bars, label="MSE"))
