@@ -30,7 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastRequest:
-    """What is asked for: `horizon` slots, `draws` draws, their quantiles, and whether the draws come back too."""
+    """What is asked for: `horizon` slots, `draws` draws, their quantiles, and whether the draws come back too.
+
+    With `hop` every window asks for so many slots and no more, and knows the draws before them: 1 for a model trained one step ahead.
+    """
 
     horizon: int
     quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
@@ -39,6 +42,7 @@ class ForecastRequest:
     seed: int = 0
     sampler: Sampler | None = None
     batch: int = 16
+    hop: int | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -48,10 +52,16 @@ class ForecastRequest:
             raise ValueError(f"quantiles: {list(self.quantiles)}, expected increasing levels in [0, 1]")
         if self.draws < 1 or self.batch < 1:
             raise ValueError(f"draws, batch: {self.draws}, {self.batch}, expected at least 1")
+        if self.hop is not None and self.hop < 1:
+            raise ValueError(f"hop: {self.hop}, expected at least 1 slot")
 
     def history(self, window: int) -> int:
-        """Known slots before the forecast: what the horizon leaves of one window, and never under half of it."""
-        return max(window - self.horizon, window // 2)
+        """Known slots before the forecast: what the horizon leaves of one window, and never under half of it; with `hop` all but that."""
+        if self.hop is None:
+            return max(window - self.horizon, window // 2)
+        if self.hop >= window:
+            raise ValueError(f"hop: {self.hop}, expected less than the window's {window} slots")
+        return window - self.hop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +184,8 @@ def _answer(
     """Tiles together: table, stations without a finite forecast, and the number of answered ones without a measurement."""
     columns = windows.cut(rows, starts, request.history(windows.window), request.horizon)
     batch = windows.batch(columns)
-    draws = rollout(forecaster, batch, windows.window, request.sampler, request.draws, request.seed).draws[..., -request.horizon :, :]
+    answer = rollout(forecaster, batch, windows.window, request.sampler, request.draws, request.seed, request.hop)
+    draws = answer.draws[..., -request.horizon :, :]
     sites = windows.site_names(columns["row"])
     there = sites != ""
     finite = draws.isfinite().all(dim=(1, 2, 3)).numpy()

@@ -21,6 +21,7 @@ from raytraffic.files import Location
 from raytraffic.fleet import Plan, ShardFacts, plan, read_facts, shard_bytes, summary, table_of_failures
 from raytraffic.forecaster import Forecaster
 from raytraffic.forecasting import Failure, ForecastRequest, forecast_table, issue_windows, station_forecasts
+from raytraffic.rollout import rollout
 from raytraffic.sources.table import LongTable
 from raytraffic.store import Store
 from raytraffic.windows import Windows
@@ -100,6 +101,22 @@ def test_a_shard_is_the_same_bytes_in_any_batch_and_says_what_it_is(
     assert facts.stations == table_of(data)["unique_id"].to_pandas().nunique()
     whole = forecast_table(forecaster, windows, np.array(shard.rows), np.array(shard.starts), REQUEST)
     assert table_of(data).to_pylist() == whole.to_pylist()
+
+
+def test_with_a_hop_every_slot_is_drawn_from_a_window_but_that_slot(windows: Windows, forecaster: Forecaster) -> None:
+    """As a model that was trained one step ahead is to be asked; the rollout written out gives the same numbers."""
+    request = replace(REQUEST, hop=1)
+    assert request.history(WINDOW) == WINDOW - 1
+    (shard, *_) = plan(windows, {30: request}, minute(), 2).shards
+    rows, starts = np.array(shard.rows), np.array(shard.starts)
+    table = forecast_table(forecaster, windows, rows, starts, request)
+    batch = windows.batch(windows.cut(rows, starts, WINDOW - 1, REQUEST.horizon))
+    draws = rollout(forecaster, batch, WINDOW, REQUEST.sampler, draws=2, hop=1).draws[..., -4:, :]
+    there = torch.from_numpy(windows.site_names(rows) != "")
+    assert table["mean"].to_pylist() == draws.double().mean(dim=1)[:, 0].transpose(1, 2)[there].flatten().tolist()
+    assert table["mean"].to_pylist() != forecast_table(forecaster, windows, rows, starts, REQUEST)["mean"].to_pylist()
+    with pytest.raises(ValueError, match=f"hop: {WINDOW}, expected less than the window's {WINDOW} slots"):
+        plan(windows, {30: replace(REQUEST, hop=WINDOW)}, minute(), 2)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "no facts", "absent"])

@@ -30,6 +30,8 @@ class ForecastConfig:
     """Also write the draws themselves."""
     steps: int = 10
     """Sampler steps."""
+    hop: int | None = None
+    """Slots that are drawn together, each knowing the draws before: 1 for models that were trained one step ahead (--tasks next)."""
     batch: int = 16
     """Tiles that are computed together; their forecasts are the same in any batch."""
     tiles_per_shard: int = 64
@@ -43,6 +45,8 @@ class ForecastConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "draws", "steps", "batch", "tiles_per_shard", "workers")
+        if self.hop is not None:
+            at_least_one(self, "hop")
 
 
 @dataclass(frozen=True, kw_only=True)

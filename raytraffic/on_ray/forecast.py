@@ -142,6 +142,7 @@ def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
         seed=config.seed,
         sampler=Sampler("dpm++", config.steps),
         batch=config.batch,
+        hop=config.hop,
     )
 
 
