@@ -1,16 +1,16 @@
-"""The models, one line each: a new paper is a new folder under `models` and a new line here."""
+"""The models: a new paper is a new folder under `models`, and a function with its line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from raytraffic.cost import Cost
 from raytraffic.forecaster import Forecaster
-from raytraffic.models import lec_diff, lsdm, stouter, uomo
 from raytraffic.types import TrafficBatch
 
 __all__ = ["MODELS", "Model", "build", "model"]
@@ -38,8 +38,10 @@ class Model:
     learn_first: Callable[[Forecaster, Sequence[TrafficBatch]], object] | None = None
 
 
-MODELS: dict[str, Model] = {
-    "uomo": Model(
+def _uomo() -> Model:
+    from raytraffic.models import uomo
+
+    return Model(
         config=uomo.UomoConfig,
         preset=uomo.preset,
         presets=tuple(uomo.PRESETS),
@@ -49,8 +51,13 @@ MODELS: dict[str, Model] = {
         freeze=uomo.freeze,
         cost=uomo.cost,
         align=uomo.align,
-    ),
-    "lsdm": Model(
+    )
+
+
+def _lsdm() -> Model:
+    from raytraffic.models import lsdm
+
+    return Model(
         config=lsdm.LsdmConfig,
         preset=lsdm.preset,
         presets=tuple(lsdm.PRESETS),
@@ -59,8 +66,13 @@ MODELS: dict[str, Model] = {
         add_contexts=lsdm.add_contexts,
         freeze=lsdm.freeze,
         cost=lsdm.cost,
-    ),
-    "stouter": Model(
+    )
+
+
+def _stouter() -> Model:
+    from raytraffic.models import stouter
+
+    return Model(
         config=stouter.StouterConfig,
         preset=stouter.preset,
         presets=tuple(stouter.PRESETS),
@@ -70,8 +82,13 @@ MODELS: dict[str, Model] = {
         freeze=stouter.freeze,
         cost=stouter.cost,
         learn_first=stouter.pretrain_graphs,
-    ),
-    "lec_diff": Model(
+    )
+
+
+def _lec_diff() -> Model:
+    from raytraffic.models import lec_diff
+
+    return Model(
         config=lec_diff.LecDiffConfig,
         preset=lec_diff.preset,
         presets=tuple(lec_diff.PRESETS),
@@ -80,15 +97,19 @@ MODELS: dict[str, Model] = {
         add_contexts=lec_diff.add_contexts,
         freeze=lec_diff.freeze,
         cost=lec_diff.cost,
-    ),
-}
+    )
 
 
+#: Every model by name. Its folder is imported when it is asked for: a graph library takes seconds, which no other model should cost.
+MODELS: dict[str, Callable[[], Model]] = {"uomo": _uomo, "lsdm": _lsdm, "stouter": _stouter, "lec_diff": _lec_diff}
+
+
+@cache
 def model(name: str) -> Model:
     """The model of a name; ValueError lists the valid names."""
     if name not in MODELS:
         raise ValueError(f"model: {name!r}, expected one of {sorted(MODELS)}")
-    return MODELS[name]
+    return MODELS[name]()
 
 
 def build(name: str, preset: str) -> Forecaster:

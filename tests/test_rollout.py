@@ -19,7 +19,13 @@ WINDOW, HISTORY = 64, 32
 PRESENT = [i for i in range(16) if i != ABSENT]
 
 
-@pytest.fixture(scope="module", params=sorted(registry.MODELS))
+#: Of the models that hold many cells by many slots, minutes in all.
+_SLOW = {"lec_diff", "stouter"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in sorted(registry.MODELS)]
+)
 def model(request: pytest.FixtureRequest) -> Forecaster:
     """A tiny model whose every parameter is off its initial value, so that it looks at all it may."""
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ FITS: dict[str, Callable[[Sequence[TrafficBatch]], Generator]] = {
 }
 
 
-@pytest.fixture(scope="module", params=FITS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name == "tcn_gan" else ()) for name in FITS])
 def generator(request: pytest.FixtureRequest) -> Generator:
     return FITS[request.param]([TRAIN])
 

@@ -229,6 +229,9 @@ def test_a_stopped_draw_ends_between_steps(model: Forecaster) -> None:
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize(
+    "built", [pytest.param(name, marks=pytest.mark.slow if name in {*SLOW, "lec_diff-tiny"} else ()) for name in MODES], indirect=True
+)
 def test_overfits_one_batch(built: Forecaster) -> None:
     batch = mixture(seasonal_batch(8), TASKS, [1.0] * 4)
     settings = Optimisation(learning_rate=3e-3, warmup=5, steps=150)
