@@ -39,7 +39,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """How a generator is trained: Adam's `steps` of `rows` station-windows each, fewer where `minutes` are over; `hidden` channels."""
+    """How a generator is trained: Adam's `steps` of `rows` station-windows each, fewer where `minutes` of CPU time are over; `hidden` channels."""
 
     steps: int = 1000
     rows: int = 64
@@ -131,9 +131,9 @@ class Rows:
     def batches(self, fitting: Fitting) -> Iterator[tuple[Tensor, Tensor]]:
         """Random rows (r, c, t) and their conditions, for as many steps as are wanted or there is time for."""
         generator = torch.Generator().manual_seed(fitting.seed)
-        end = None if fitting.minutes is None else time.monotonic() + 60 * fitting.minutes
+        end = None if fitting.minutes is None else time.process_time() + 60 * fitting.minutes
         for _ in range(fitting.steps):
-            if end is not None and time.monotonic() > end:
+            if end is not None and time.process_time() > end:
                 return
             row = torch.randint(len(self.z), (fitting.rows,), generator=generator)
             yield self.z[row], self.condition[row]
