@@ -330,7 +330,7 @@ def services(study: Study) -> dict[str, float]:
 def thirty_steps(study: Study, pictures: Path | None) -> dict[str, float]:
     """The recursive rollout: every draw is fed back hour by hour."""
     users, model = study.of(1.0, 1.0), study.model(FULL)
-    batch = users.scored(max(study.sizes.scored // 8, 8), WINDOW - 1 + STEPS_AHEAD)
+    batch = users.scored(max(study.sizes.scored // 32, 8), WINDOW - 1 + STEPS_AHEAD)
     ours = drawn(model, replace(study.sizes, draws=study.sizes.trajectories))
     forecasts = [ours(batch.select(part)) for part in torch.arange(len(batch.key)).split(32)]
     scores, rule = ServiceScores(users.city.services), score(users, batch, yesterday)
@@ -369,7 +369,7 @@ def main(
     minutes: float = 2.0,
     users: int = 2000,
     weeks: int = 2,
-    scored: int = 1000,
+    scored: int = 4000,
     draws: int = 16,
     rate: float = 3e-3,
     pictures: Path | None = None,
