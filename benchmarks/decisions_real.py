@@ -5,14 +5,16 @@ python benchmarks/decisions_real.py --checkpoint RUN/best --store STORE [--city 
 Deployment (Eq. 12): one station a grid on average, exactly so many, each of the capacity of a training grid's mean traffic.
   generation       every cell generated from the other three quarters of its tile (four masks in turn), clock and city
   whole tiles      every cell generated from clock and city alone: nothing near it was ever measured
+  users told       every cell generated from clock, city and the users it will have: the most a forecast of users is worth
   POI, POI fitted  the true total divided by POI counts, each category alike, or weighted as the training cells' traffic says
   residents        the true total divided by mean active users from 0 to 6 h: the nearest thing to residents that the data hold
   even             the true total divided alike; gains are measured from here to `real`, which knew the traffic
-The last four are told the true mean total, which the forecasts are not.
+The last four are told the true mean total, which the forecasts are not. `users told` wants a model trained with expected_users.
 
 Sleep control (Eq. 13): cells with traffic on the first day, `rrus` units each, dimensioned for 1.25 times that day's peak. Every
-forecast knows a quarter of a window and schedules the other three, window after window; `yesterday` is the same slot a day before.
-Gains are measured from `all on` to `real`. Energy and switches cost 0.05 slots without service a unit.
+forecast knows a quarter of a window and schedules the other three, window after window; `users told` knows the users of those too, and
+`yesterday` is the same slot a day before. Gains are measured from `all on` to `real`. Energy and switches cost 0.05 slots without service
+a unit.
 """
 
 from __future__ import annotations
@@ -171,9 +173,9 @@ def deployment(
     return side_by_side(on_real, naive="even", best="real", promised=promised)
 
 
-def sleep(places: _Places, draws: NDArray[np.float64], first: int, rrus: int) -> list[Measure]:
+def sleep(places: _Places, drawn: Mapping[str, NDArray[np.float64]], first: int, rrus: int) -> list[Measure]:
     """Every strategy of sleep control judged on real traffic, of the cells with any on the days before."""
-    slots, day = draws.shape[2], places.slots_per_day
+    slots, day = drawn["forecast"].shape[2], places.slots_per_day
     peak = places.traffic[:, :first].max(axis=1)
     alive = peak > 0
     real = places.traffic[alive, first : first + slots]
@@ -188,9 +190,8 @@ def sleep(places: _Places, draws: NDArray[np.float64], first: int, rrus: int) ->
             switch_cost=0.05,
         )
 
-    loads = {
-        "forecast": forecast_demand(draws[:, alive]),
-        "mean forecast": mean_forecast_demand(draws[:, alive]),
+    loads = {name: forecast_demand(draws[:, alive]) for name, draws in drawn.items()} | {
+        "mean forecast": mean_forecast_demand(drawn["forecast"][:, alive]),
         "yesterday": yesterday[None],
         "real": real_demand(real),
     }
@@ -209,6 +210,11 @@ def drawing(forecaster: Forecaster, draws: int, steps: int) -> Draw:
         return np.maximum(found.double().numpy(), 0.0)
 
     return draw
+
+
+def told_users(draw: Draw) -> Draw:
+    """The same draws, with the true users as the caller's forecast of them."""
+    return lambda batch: draw(replace(batch, context={**batch.context, "expected_users": batch.context["users"]}))
 
 
 def _table(title: str, found: list[Measure], names: Mapping[str, str]) -> Table:
@@ -275,9 +281,13 @@ def main(
         "generation": generated(places, config.window, draw, whole=False),
         "whole tiles": generated(places, config.window, draw, whole=True),
     }
-    built = deployment(places, drawn, float(mean.mean()), nnls(poi.T, mean)[0])
     first = max(places.slots_per_day, config.window)
-    slept = sleep(places, continued(places, config.window, first, draw), first, rrus)
+    continuations = {"forecast": continued(places, config.window, first, draw)}
+    if "expected_users" in config.contexts:
+        drawn["users told"] = generated(places, config.window, told_users(draw), whole=True)
+        continuations["users told"] = continued(places, config.window, first, told_users(draw))
+    built = deployment(places, drawn, float(mean.mean()), nnls(poi.T, mean)[0])
+    slept = sleep(places, continuations, first, rrus)
     figures = _figures("deployment", built) | _figures("sleep", slept)
     if report is not None:
         sections = [_section("Deployment", built, _DEPLOYMENT, "generation"), _section("Sleep control", slept, _SLEEP, "forecast")]
