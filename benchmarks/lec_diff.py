@@ -5,8 +5,8 @@ python benchmarks/lec_diff.py [--only city|real] [--steps 1500] [--data DIR] [--
 city   generated stations (raytraffic.sources.stations), once with and once without coupling and environment effect: LEC-Diff, without
        environment (Drop GEI) and without graph (Drop SGF), on the last 30 % of the time. With the effects on, what is dropped should be
        missed; off, the three should tie.
-real   Milan's block of 5 x 5 squares (Internet, 30 minutes, its POI counts) and nine regions of Shanghai (60 minutes, their published
-       region embeddings), the same three, on the last 30 % of the time
+real   Milan's block of 5 x 5 squares (Internet, 30 minutes) as the LTE stations nearest to its squares, with what was counted in these, and
+       nine regions of Shanghai (60 minutes, their published region embeddings): the same three, on the last 30 % of the time
 
 Every training takes `--steps`. Tasks: short (the last quarter of a window hidden) and long (its last three quarters). A
 figure is PLACE_TASK_MODEL_MEASURE; errors are in units of the city's upper reference level.
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import tyro
 from measure import write_figures
@@ -38,6 +39,7 @@ from raytraffic.metrics.scores import Scores
 from raytraffic.models.lec_diff import LecDiffConfig, build, preset
 from raytraffic.report.station_plots import StationForecast, interval_panels
 from raytraffic.sources.stations import StationCities, StationCity, environment_vectors
+from raytraffic.sources.telecom_squares import Points, nearest
 from raytraffic.types import Forecast, Space, TrafficBatch
 
 Part = Literal["city", "real"]
@@ -103,6 +105,8 @@ def main(
         model: Preset that the three models are made of; `small` wants some 30 minutes on a core.
         quick: Tiny sizes, figures without meaning.
     """
+    if only == "real" and data is None:
+        raise ValueError("data: None, expected the folder of the real data with --only real")
     torch.set_num_threads(1)
     how = Settings(steps=steps, windows=48, draws=50, model=model)
     if quick:
@@ -144,14 +148,23 @@ def generated(on: bool, quick: bool) -> Place:
 
 
 def milan(data: Path) -> Place:
-    """The published block, summed to 30 minutes; its environment is the logarithm of what was counted in each square."""
+    """The published block, summed to 30 minutes and to the station that is nearest to each square (OpenCellID, LTE).
+
+    Where a station stands is where it was crowd-sourced to stand, up to five years later. Its environment is the logarithm of what was
+    counted in its squares together.
+    """
     block = np.load(data / "milan" / "internet_10min_5x5_nov2013.npz")
-    counted = np.load(data / "milan" / "milan_grid_features_100x100.npz")["features"].reshape(10_000, -1)
-    row, column = np.divmod(block["square_id"].ravel() - 1, 100)
-    traffic = block["traffic"].reshape(-1, 3, 25).sum(1)
-    xy = np.stack((column, row), axis=1) * 235.0
-    env = np.log1p(counted[block["square_id"].ravel() - 1])
-    return Place(name="milan", traffic=traffic, start=datetime(2013, 11, 1), step_minutes=30, xy=xy, env=env)
+    square = block["square_id"].ravel()
+    centres = np.load(data / "milan" / "milan_cell_centres_estimated.npz")
+    at = np.searchsorted(centres["square_id"], square)
+    masts = pd.read_parquet(data / "milan" / "milan_lte_base_stations_opencellid.parquet")
+    places = Points(masts["lat"].to_numpy(), masts["lng"].to_numpy())
+    found = nearest(Points(centres["lat"][at], centres["lon"][at]), masts["bs_id"].tolist(), places)
+    counted = np.load(data / "milan" / "milan_grid_features_100x100.npz")["features"].reshape(10_000, -1)[square - 1]
+    env = np.log1p(found.summed(counted.T[:, None].astype(np.float32))[:, 0].T)
+    traffic = found.summed(block["traffic"].reshape(1, -1, 3, 25).sum(2))[0]
+    print(f"milan: {len(found.ids)} stations of {len(square)} squares", flush=True)
+    return Place(name="milan", traffic=traffic, start=datetime(2013, 11, 1), step_minutes=30, xy=found.xy, env=env)
 
 
 def shanghai(data: Path) -> Place:
@@ -232,10 +245,11 @@ def models_for(place: Place, name: str) -> dict[str, LecDiffConfig]:
 
 def trained(place: Place, how: Settings) -> dict[str, Forecaster]:
     """Every model after `how.steps`, with the moving average of its weights."""
-    return {name: train(config, place, how) for name, config in models_for(place, how.model).items()}
+    return {name: train(name, config, place, how) for name, config in models_for(place, how.model).items()}
 
 
-def train(config: LecDiffConfig, place: Place, how: Settings) -> Forecaster:
+def train(name: str, config: LecDiffConfig, place: Place, how: Settings) -> Forecaster:
+    """The model after `how.steps`; every tenth of them is told."""
     torch.manual_seed(0)
     model = build(config).train()
     steps = how.steps
@@ -245,11 +259,12 @@ def train(config: LecDiffConfig, place: Place, how: Settings) -> Forecaster:
     for done, batch in zip(range(steps), batches(place, how.batch), strict=False):
         figures = step(model, batch, batch.key * 31 + done, adam, done, settings)
         average.update(model.named_parameters(), done + 1)
-        if (done + 1) % 200 == 0:
-            print(f"{place.name}: step {done + 1} of {steps}, loss {figures['loss']:.3f}, {time.perf_counter() - begin:.0f} s", flush=True)
+        if (done + 1) % max(steps // 10, 1) == 0:
+            spent = time.perf_counter() - begin
+            print(f"{place.name}, {name}: step {done + 1} of {steps}, loss {figures['loss']:.3f}, {spent:.0f} s", flush=True)
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(average.weights[name])
+        for parameter, value in model.named_parameters():
+            value.copy_(average.weights[parameter])
     return model.eval()
 
 

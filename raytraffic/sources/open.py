@@ -2,7 +2,8 @@
 
     uomo:DIR    series:DIR    grid:FILE.npz?cell_metres=500    cdr:PATH?aggregate_minutes=30&squares=1-25,101
     table:traffic.csv?sites=sites.csv&cell_metres=500&column_y=bytes    synthetic:NAME?days=14&grid=8x8&step=30&seed=1
-    stations:NAME?stations=256&coupling=0.8&environment_effect=1 (synthetic)
+    sessions:PATH?preset=shanghai_telecom&faulty=skip    sessions:trace.csv?column_station=cell&column_volume=bytes&sites=sites.csv
+    stations:NAME?stations=256&coupling=0.8&environment_effect=1    stations:NAME?preset=nanjing (synthetic)
     services:NAME?users=2000&weeks=2&parameters=DIR (synthetic)    app-usage:DIR?trace_user=2&time_format=seconds&timezone=Asia/Shanghai
 
 The first `?` ends the path. Values may be percent-encoded (`%26` for `&`); paths are taken as they stand.
@@ -11,9 +12,9 @@ The first `?` ends the path. Values may be percent-encoded (`%26` for `&`); path
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from raytraffic.sources.app_usage import AppLayout, AppUsage, CategoryLayout, StationLayout, TraceLayout
@@ -22,6 +23,9 @@ from raytraffic.sources.delimited import Layout
 from raytraffic.sources.grid import GridArrays
 from raytraffic.sources.series import SeriesFiles
 from raytraffic.sources.services import ServiceCity
+from raytraffic.sources.sessions import PRESETS as SESSION_PRESETS
+from raytraffic.sources.sessions import SessionColumns, Sessions
+from raytraffic.sources.stations import PRESETS as STATION_PRESETS
 from raytraffic.sources.stations import StationCities, StationCity
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.sources.table import Columns, LongTable
@@ -29,6 +33,9 @@ from raytraffic.sources.telecom_italia import TelecomItaliaRecords
 from raytraffic.sources.uomo_release import UomoRelease
 
 __all__ = ["open_source"]
+
+
+_Preset = TypeVar("_Preset")
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,28 @@ def _table(path: str, arguments: Mapping[str, Any]) -> Source:
     return LongTable(path, columns=Columns(**names), **others)
 
 
+def _preset(presets: Mapping[str, _Preset], name: str) -> _Preset:
+    if name not in presets:
+        raise ValueError(f"preset: {name!r}, expected one of {sorted(presets)}")
+    return presets[name]
+
+
+def _sessions(path: str, arguments: Mapping[str, Any]) -> Source:
+    # an empty name says that there is no such column
+    names: dict[str, Any] = {key.removeprefix("column_"): value or None for key, value in arguments.items() if key.startswith("column_")}
+    others = {key: value for key, value in arguments.items() if not key.startswith("column_")}
+    preset = others.pop("preset", None)
+    columns = SessionColumns(**names) if preset is None else replace(_preset(SESSION_PRESETS, preset), **names)
+    return Sessions(path, columns=columns, **others)
+
+
+def _stations(name: str, arguments: Mapping[str, Any]) -> Source:
+    others = dict(arguments)
+    preset = others.pop("preset", None)
+    city = StationCity(name=name, **others) if preset is None else replace(_preset(STATION_PRESETS, preset), name=name, **others)
+    return StationCities([city])
+
+
 #: The tables of app-usage records by the argument that takes their layout, which is also the prefix of its options.
 _LAYOUTS: Mapping[str, type[Layout]] = {
     "trace": TraceLayout,
@@ -162,10 +191,19 @@ _SCHEMES: Mapping[str, _Scheme] = {
         | {"step": _Option("step_minutes", _INTEGER)}
         | _same(_TEXT, *(f"column_{column.name}" for column in fields(Columns))),
     ),
+    "sessions": _Scheme(
+        "a CSV or Parquet file or a folder of them",
+        _sessions,
+        _same(_TEXT, "preset", "sites", "name", "time_format", "timezone", "unit", "faulty")
+        | {"step": _Option("step_minutes", _INTEGER)}
+        | _same(_TEXT, *(f"column_{column.name}" for column in fields(SessionColumns))),
+    ),
     "stations": _Scheme(
         "the name of a city of stations",
-        lambda name, arguments: StationCities([StationCity(name=name, **arguments)]),
-        _same(_INTEGER, "stations", "days", "seed")
+        _stations,
+        _same(_TEXT, "preset")
+        | _same(_DATE, "start")
+        | _same(_INTEGER, "stations", "days", "seed")
         | _same(_NUMBER, "coupling", "environment_effect", "tail", "noise", "nugget", "memory_hours")
         | {"step": _Option("step_minutes", _INTEGER)},
     ),

@@ -14,8 +14,9 @@ either way, and are of use only where there is an effect. The mean variance of x
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from raytraffic.graph import Neighbourhood, station_edges
 from raytraffic.sources.city import City
 from raytraffic.sources.synthetic import CELL_METRES, LAND_USES, SyntheticCities, SyntheticCity, law, places_of
 
-__all__ = ["ENV_FEATURES", "StationCities", "StationCity", "coupling_matrix", "environment_vectors"]
+__all__ = ["ENV_FEATURES", "PRESETS", "StationCities", "StationCity", "coupling_matrix", "environment_vectors"]
 
 Array = NDArray[np.float64]
 
@@ -41,6 +42,7 @@ class StationCity:
     """What a city of stations is like; equal fields give equal arrays.
 
     stations             how many, about one in two cells of 500 m
+    start                first day; weekends fall where they fall
     coupling             share of a disturbance that comes from the stations around, in [0, 1]; 0: independent stations
     environment_effect   how much of the shape of a station's days follows from the land around it, in [0, 1]; 0: nothing
     tail                 standard deviation of log-levels
@@ -51,6 +53,7 @@ class StationCity:
     stations: int = 64
     days: int = 28
     step_minutes: int = 30
+    start: date = date(2024, 1, 1)
     seed: int = 0
     coupling: float = 0.8
     environment_effect: float = 1.0
@@ -86,6 +89,13 @@ class StationCity:
             nugget=self.nugget,
             memory_hours=self.memory_hours,
         )
+
+
+#: What LEC-Diff's Table 1 tells of its two data sets: stations, days and the first of them (the half hours are the default).
+PRESETS: Mapping[str, StationCity] = {
+    "shanghai": StationCity(name="shanghai", stations=4505, days=31, start=date(2014, 8, 1)),
+    "nanjing": StationCity(name="nanjing", stations=8000, days=58, start=date(2021, 2, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -168,17 +178,16 @@ def _disturbance(city: StationCity, xy: Array) -> Array:
 def _generate(city: StationCity) -> City:
     grid = city.grid_city
     cells, xy = _layout(city)
-    level_log = places_of(grid).level_log
-    rhythm = law(grid).mean_log - level_log
-    shape = city.environment_effect * rhythm[:, cells] + (1 - city.environment_effect) * rhythm.mean(axis=1, keepdims=True)
-    nugget = city.nugget * grid.generator(_NUGGET).standard_normal(shape.shape)
-    traffic = np.exp(level_log[cells] + shape + _disturbance(city, xy) + nugget)
-    (land,) = SyntheticCities([grid]).read(city.name)
+    log_traffic = _rhythm(city, cells)
+    log_traffic += places_of(grid).level_log[cells]
+    log_traffic += _disturbance(city, xy)
+    log_traffic += city.nugget * grid.generator(_NUGGET).standard_normal(log_traffic.shape)
+    (land,) = SyntheticCities([replace(grid, days=1)]).read(city.name)  # what stands in the cells, which the days do not change
     assert land.poi is not None
     return City(
         name=city.name,
-        traffic=traffic.astype(np.float32)[None],
-        start=land.start,
+        traffic=np.exp(log_traffic, out=log_traffic).astype(np.float32)[None],
+        start=datetime.combine(city.start, time()),
         step_minutes=city.step_minutes,
         sites=_sites(city),
         unit=land.unit,
@@ -186,3 +195,12 @@ def _generate(city: StationCity) -> City:
         poi=land.poi[:, cells],
         poi_categories=land.poi_categories,
     )
+
+
+def _rhythm(city: StationCity, cells: NDArray[np.int64]) -> Array:
+    """m (t, s) of stations in those cells: that of one week, which is the same in all, from the weekday of the first day on."""
+    week = replace(city.grid_city, days=7)
+    rhythm = law(week).mean_log - places_of(week).level_log
+    shape = city.environment_effect * rhythm[:, cells] + (1 - city.environment_effect) * rhythm.mean(axis=1, keepdims=True)
+    monday = city.start.weekday() * 1440 // city.step_minutes
+    return np.asarray(shape[(np.arange(city.grid_city.slots) + monday) % len(shape)])

@@ -9,7 +9,7 @@ square belongs to the nearest station, whose traffic is the sum over its squares
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from raytraffic.sources.faulty import Refused
 from raytraffic.sources.gridding import LocalPlane
 from raytraffic.sources.sheet import Columns, Sheet
 
-__all__ = ["AREAS", "Area", "AreaName", "Assignment", "assign", "read_centres"]
+__all__ = ["AREAS", "Area", "AreaName", "Assignment", "Points", "assign", "nearest", "read_centres"]
 
 AreaName = Literal["milan", "trentino"]
 
@@ -39,6 +39,14 @@ class Area:
 
 
 AREAS: Mapping[AreaName, Area] = {"milan": Area(100 * 100, 100, 235.0), "trentino": Area(117 * 98, 0, 1000.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Places (n,) in degrees (WGS 84)."""
+
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +82,15 @@ def assign(squares: NDArray[np.int64], cells: str | Path, stations: str | Path) 
     if ids.has_duplicates:
         raise ValueError(f"{stations}: unique_id {ids[ids.duplicated()][0]!r} is there twice, expected every station once")
     chosen = centres.loc[squares]
-    plane = LocalPlane.around(chosen["lat"].to_numpy(), chosen["lon"].to_numpy())
-    places = plane.project(latitude, longitude)
-    _, nearest = cKDTree(places).query(plane.project(chosen["lat"].to_numpy(), chosen["lon"].to_numpy()))
-    used, station = np.unique(nearest, return_inverse=True)
+    return nearest(Points(chosen["lat"].to_numpy(), chosen["lon"].to_numpy()), ids, Points(latitude, longitude))
+
+
+def nearest(squares: Points, ids: Sequence[str], stations: Points) -> Assignment:
+    """Every square (n,), by its centre, to the nearest of the stations of those ids, whose `xy` are metres around the squares' middle."""
+    plane = LocalPlane.around(squares.latitude, squares.longitude)
+    places = plane.project(stations.latitude, stations.longitude)
+    _, found = cKDTree(places).query(plane.project(squares.latitude, squares.longitude))
+    used, station = np.unique(found, return_inverse=True)
     return Assignment(tuple(str(ids[i]) for i in used), places[used], station.astype(np.int64))
 
 

@@ -16,13 +16,13 @@ from raytraffic.sources.delimited import Chunk, Column
 from raytraffic.sources.session_parameters import SERVICE_CATEGORIES
 from raytraffic.sources.whereabouts import carried, most_used, summed
 
-__all__ = ["Ids", "TraceSums"]
+__all__ = ["Ids", "Rows", "Sums", "TraceSums"]
 
 Codes = NDArray[np.int64]
 Volumes = NDArray[np.float64]
 
-#: Bits of a key of 63: a quarter of an hour is less than 2^24 until 2448.
-_USER_BITS, _QUARTER_BITS, _WHAT_BITS = 22, 24, 17
+#: Bits of a key of 63: a slot of five minutes is less than 2^24 until 2129.
+_USER_BITS, _SLOT_BITS, _WHAT_BITS = 22, 24, 17
 #: Rows that may wait for being added up; beyond, they are at least half as many as the sums.
 _WAITING = 1 << 20
 #: More entries of a dense (c, t, s) array than this are a mistyped time, not a city.
@@ -51,16 +51,16 @@ class Ids:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Sums (n,): bytes `volume` by number of user, quarter of an hour since 1970 and number of category or station, `what`."""
+    """Sums (n,) of `volume` by number of user, time slot since 1970 and number of category or station, `what`."""
 
     user: Codes
-    quarter: Codes
+    slot: Codes
     what: Codes
     volume: Volumes
 
     def where(self, chosen: NDArray[np.bool_]) -> Rows:
         """Those that are so."""
-        return Rows(user=self.user[chosen], quarter=self.quarter[chosen], what=self.what[chosen], volume=self.volume[chosen])
+        return Rows(user=self.user[chosen], slot=self.slot[chosen], what=self.what[chosen], volume=self.volume[chosen])
 
 
 class TraceSums:
@@ -71,7 +71,7 @@ class TraceSums:
 
     def __init__(self, stations: Ids) -> None:
         self.users, self.stations = Ids(), stations
-        self._by_category, self._by_station = _Sums(), _Sums()
+        self._by_category, self._by_station = Sums(), Sums()
 
     def add(self, *, user: Codes, quarter: Codes, category: Codes, station: Codes, volume: Volumes) -> None:
         """Adds records (n,): numbers of users and stations, quarters of an hour since 1970-01-01 00:00, and bytes."""
@@ -81,9 +81,9 @@ class TraceSums:
     def city(self, *, name: str, zone: ZoneInfo | None, min_active_hours: int, carry_hours: int) -> City:
         """The records as a City (see AppUsage); quarters are local without a zone. ValueError where no user is left."""
         used, seen = self._by_category.total(), self._by_station.total()
-        shift = _offset(int(used.quarter.min()), zone)
-        first = (int(used.quarter.min()) + shift) // 4
-        hours = (int(used.quarter.max()) + shift) // 4 - first + 1
+        shift = _offset(int(used.slot.min()), zone)
+        first = (int(used.slot.min()) + shift) // 4
+        hours = (int(used.slot.max()) + shift) // 4 - first + 1
         kept, refused = self._active(used, shift, min_active_hours)
         entries = len(SERVICE_CATEGORIES) * hours * len(kept)
         if entries > _MAX_ENTRIES:
@@ -92,10 +92,10 @@ class TraceSums:
         column = np.full(len(self.users.names), -1)
         column[kept] = np.arange(len(kept))
         used, seen = (rows.where(column[rows.user] >= 0) for rows in (used, seen))
-        cell = (used.what * hours + (used.quarter + shift) // 4 - first) * len(kept) + column[used.user]
+        cell = (used.what * hours + (used.slot + shift) // 4 - first) * len(kept) + column[used.user]
         places = sorted(self.stations.names)
         rank = pd.Index(places).get_indexer(pd.Index(self.stations.names))
-        hour = (seen.quarter + shift) // 4 - first
+        hour = (seen.slot + shift) // 4 - first
         place = most_used(column[seen.user], hour, rank[seen.what], seen.volume, (hours, len(kept)))
         names = self.users.names
         return City(
@@ -114,8 +114,8 @@ class TraceSums:
     def _active(self, used: Rows, shift: int, least: int) -> tuple[Codes, tuple[tuple[str, str], ...]]:
         """The users (s,) with records in so many hours, by name, and why not the others."""
         names = self.users.names
-        active = np.unique((used.user << _QUARTER_BITS) | ((used.quarter + shift) // 4))
-        hours = np.bincount(active >> _QUARTER_BITS, minlength=len(names))
+        active = np.unique((used.user << _SLOT_BITS) | ((used.slot + shift) // 4))
+        hours = np.bincount(active >> _SLOT_BITS, minlength=len(names))
         volume = np.bincount(used.user, weights=used.volume, minlength=len(names))
         order = sorted(range(len(names)), key=names.__getitem__)
         refused = [
@@ -131,29 +131,30 @@ class TraceSums:
         return kept, tuple(refused)
 
 
-class _Sums:
-    """Volumes added up by (user, quarter, what); added rows wait until they are many, so that memory follows the sums."""
+class Sums:
+    """Volumes added up by (user, slot, what); added rows wait until they are many, so that memory follows the sums."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Codes, Volumes]] = []
         self._waiting = 0
 
-    def add(self, user: Codes, quarter: Codes, what: Codes, volume: Volumes) -> None:
+    def add(self, user: Codes, slot: Codes, what: Codes, volume: Volumes) -> None:
+        """Adds rows (n,); ValueError for more users or stations than a key has numbers for."""
         for name, codes, bits in (("users", user, _USER_BITS), ("stations", what, _WHAT_BITS)):
             if codes.max() >= 1 << bits:
                 raise ValueError(f"{name}: more than {1 << bits}, expected a part of them at a time")
-        key = (user << (_QUARTER_BITS + _WHAT_BITS)) | (quarter << _WHAT_BITS) | what
+        key = (user << (_SLOT_BITS + _WHAT_BITS)) | (slot << _WHAT_BITS) | what
         self._parts.append(summed(key, volume))
         self._waiting += len(self._parts[-1][0])
         if self._waiting > max(_WAITING, len(self._parts[0][0])):
             self._add_up()
 
     def total(self) -> Rows:
-        """The sums, one for each key, sorted by user, quarter and what."""
+        """The sums, one for each key, sorted by user, slot and what."""
         self._add_up()
         key, volume = self._parts[0]
-        quarter = (key >> _WHAT_BITS) & ((1 << _QUARTER_BITS) - 1)
-        return Rows(user=key >> (_QUARTER_BITS + _WHAT_BITS), quarter=quarter, what=key & ((1 << _WHAT_BITS) - 1), volume=volume)
+        slot = (key >> _WHAT_BITS) & ((1 << _SLOT_BITS) - 1)
+        return Rows(user=key >> (_SLOT_BITS + _WHAT_BITS), slot=slot, what=key & ((1 << _WHAT_BITS) - 1), volume=volume)
 
     def _add_up(self) -> None:
         keys, volumes = (np.concatenate(part) for part in zip(*self._parts, strict=True))

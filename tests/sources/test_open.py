@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from datetime import date, datetime
+from dataclasses import replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from raytraffic.sources import open as opening
 from raytraffic.sources.app_usage import AppLayout, AppUsage, CategoryLayout, StationLayout, TraceLayout
 from raytraffic.sources.open import open_source
 from raytraffic.sources.services import ServiceCity
+from raytraffic.sources.sessions import SessionColumns, Sessions
+from raytraffic.sources.stations import StationCities, StationCity
 from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
 from raytraffic.sources.table import Columns, LongTable
 
@@ -37,6 +40,31 @@ def test_table(tmp_path: Path) -> None:
     (city,) = source.read("milan")
     assert city.grid == (1, 1) and city.start == datetime(2024, 3, 4)
     np.testing.assert_array_equal(city.traffic[0, :, 0], [3, np.nan])
+
+
+def test_sessions() -> None:
+    source = open_source(
+        "sessions:trace?column_start=from&column_end=to&column_volume=kB&column_station=cell&sites=s.csv&name=sh&step=15"
+        "&time_format=seconds&timezone=Asia/Shanghai&unit=kB&faulty=skip"
+    )
+    assert isinstance(source, Sessions)
+    assert source.columns == SessionColumns(start="from", end="to", volume="kB", station="cell")
+    assert (source.path, source.sites, source.name, source.step_minutes) == ("trace", "s.csv", "sh", 15)
+    assert (source.time_format, source.timezone, source.unit, source.faulty) == ("seconds", "Asia/Shanghai", "kB", "skip")
+    known = open_source("sessions:trace?preset=shanghai_telecom&column_volume=bytes&column_device=")
+    assert isinstance(known, Sessions) and (known.name, known.step_minutes, known.sites) == ("sessions", 30, None)
+    assert known.columns == SessionColumns(start="start time", end="end time", volume="bytes", lat="latitude", lon="longitude")
+
+
+def test_generated_stations_of_the_papers_cities() -> None:
+    """LEC-Diff's Table 1, of which any option may be another."""
+    shanghai = StationCity(name="a", stations=4505, days=31, start=date(2014, 8, 1), step_minutes=30)
+    nanjing = StationCity(name="b", stations=8000, days=58, start=date(2021, 2, 2), step_minutes=30)
+    assert nanjing.start + timedelta(days=nanjing.days - 1) == date(2021, 3, 31)
+    assert open_source("stations:a?preset=shanghai") == StationCities([shanghai])
+    assert open_source("stations:b?preset=nanjing") == StationCities([nanjing])
+    few = replace(nanjing, name="c", stations=9, start=date(2021, 3, 1), coupling=0.5)
+    assert open_source("stations:c?preset=nanjing&stations=9&start=2021-03-01&coupling=0.5") == StationCities([few])
 
 
 def test_services() -> None:
@@ -105,12 +133,14 @@ def test_options_reach_their_source(spec: str, called: str, path: str, arguments
         ("table", "LongTable"),
         ("synthetic", "SyntheticCity"),
         ("services", "ServiceCity"),
+        ("sessions", "Sessions"),
+        ("stations", "StationCity"),
     ],
 )
 def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> None:
     parameters = set(inspect.signature(getattr(opening, source)).parameters)
     options = opening._SCHEMES[scheme].options.values()
-    assert {option.argument for option in options if not option.argument.startswith("column_")} <= parameters
+    assert {option.argument for option in options if not option.argument.startswith("column_")} - {"preset"} <= parameters
 
 
 @pytest.mark.parametrize(
@@ -118,7 +148,7 @@ def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> 
     [
         (
             "traffic.csv",
-            r"scheme 'traffic.csv', expected one of uomo:, series:, grid:, cdr:, table:, stations:, synthetic:, services:, app-usage:",
+            r"expected one of uomo:, series:, grid:, cdr:, table:, sessions:, stations:, synthetic:, services:, app-usage:",
         ),
         ("s3:bucket", r"scheme 's3', expected one of uomo:"),
         ("table:", r"nothing after 'table', expected a CSV or Parquet file"),
@@ -135,6 +165,9 @@ def test_every_option_sets_an_argument_that_exists(scheme: str, source: str) -> 
         ("cdr:x?squares=9-5", r"option 'squares' is '9-5', expected integers and ranges"),
         ("synthetic:x?days=2&days=3", r"option 'days' is given twice"),
         ("synthetic:x?step=7", r"step_minutes: 7, expected one of"),
+        ("stations:x?preset=paris", r"preset: 'paris', expected one of \['nanjing', 'shanghai'\]"),
+        ("sessions:x?preset=paris", r"preset: 'paris', expected one of \['shanghai_telecom'\]"),
+        ("sessions:x?column_end=to", r"columns: \[\] given, expected either station, or lat and lon, or location"),
         ("services:x?start=monday", r"option 'start' is 'monday', expected a date, such as"),
         ("services:x?coupling=2", r"coupling: 2.0, expected a number in \[0, 1\]"),
         ("app-usage:x?trace_delimiter=pipe", r"option 'trace_delimiter' is 'pipe', expected tab, space, comma or semicolon"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from raytraffic.sources.city import City
 from raytraffic.sources.open import open_source
 from raytraffic.sources.stations import ENV_FEATURES, StationCities, StationCity, coupling_matrix, environment_vectors
+from raytraffic.sources.synthetic import law
 
 CITY = StationCity(name="east", stations=60, days=60, nugget=0.0, memory_hours=4.0)
 
@@ -62,6 +64,17 @@ def test_environment_vectors_tell_the_land_and_not_the_effect() -> None:
     predictors = np.hstack((vectors, np.ones((60, 1))))
     left = shapes - predictors @ np.linalg.lstsq(predictors, shapes, rcond=None)[0]
     assert left.var() < 0.2 * (shapes - shapes.mean(0)).var()
+
+
+def test_days_are_those_of_the_land_and_weekends_fall_where_the_calendar_has_them() -> None:
+    """With the whole effect and nothing else, log-traffic is the grid city's mean in some cell, and from a Friday on it is Friday's."""
+    quiet = replace(CITY, days=21, noise=1e-9, step_minutes=60)
+    from_monday = np.log(read(quiet).traffic[0].astype(np.float64))
+    away = np.abs(law(quiet.grid_city).mean_log[:, None, :] - from_monday[:, :, None]).max(axis=0)
+    assert away.min(axis=1).max() < 1e-5 < np.median(away)
+    from_friday = read(replace(quiet, days=10, start=date(2014, 8, 1)))
+    assert from_friday.start == datetime(2014, 8, 1)
+    np.testing.assert_allclose(np.log(from_friday.traffic[0]), from_monday[4 * 24 : 14 * 24], atol=1e-5)
 
 
 def test_the_same_fields_give_the_same_city_and_adding_noise_moves_no_station() -> None:
