@@ -1,6 +1,7 @@
 """STOUTER's evidence: known-law cities, Milan's Internet traffic, and throughput; from one command, without Ray.
 
-python benchmarks/stouter.py [--only law|milan|throughput] [--minutes 10] [--model small] [--data DIR] [--pictures DIR] [--json figures.json] [--quick]
+python benchmarks/stouter.py [--only law|milan|throughput] [--minutes 10] [--model small] [--data DIR] [--pictures DIR]
+    [--json figures.json] [--quick]
 
 law         weeks of stations never seen in training, of a city whose law is known (generation_city.py): distances to fresh weeks of the
             law, beside resampling, a convolutional VAE, DiffWave and TCN-GAN, and of the law to itself ("law"); then without F_t and
@@ -80,10 +81,21 @@ class Stouter:
 
 def train_stouter(config: StouterConfig, batches: Sequence[TrafficBatch], settings: Settings, seed: int = 0) -> Stouter:
     """Pre-trains both graphs, then the network on whole-window generation, for the minutes or steps there are."""
+    model = with_graphs(config, batches, settings, seed)
+    return train_network(model, TrafficBatch.cat(batches), settings, seed)
+
+
+def with_graphs(config: StouterConfig, batches: Sequence[TrafficBatch], settings: Settings, seed: int = 0) -> Forecaster:
+    """A fresh model whose graphs are pre-trained."""
     torch.manual_seed(seed)
     model = build(config).train()
     pretrain_graphs(model, batches, Pretraining(steps=min(300, settings.steps)))
-    windows = mask(TrafficBatch.cat(batches), WHOLE)
+    return model
+
+
+def train_network(model: Forecaster, batch: TrafficBatch, settings: Settings, seed: int = 0) -> Stouter:
+    """Trains the network on generating these windows whole, for the minutes or steps there are."""
+    windows = mask(batch, WHOLE)
     optimisation = Optimisation(learning_rate=2e-3, warmup=min(50, settings.steps), steps=_affordable(model, windows, settings))
     adam, ema = optimiser(model, optimisation), Ema(model.named_parameters(), optimisation.ema)
     rng = np.random.default_rng(seed)
@@ -94,7 +106,7 @@ def train_stouter(config: StouterConfig, batches: Sequence[TrafficBatch], settin
     print(f"STOUTER: {optimisation.steps} steps", flush=True)
     with ema.applied(model):
         averaged = copy.deepcopy(model)
-    return Stouter(averaged.eval(), config.forecaster.sampler)
+    return Stouter(averaged.eval(), model.config.sampler)
 
 
 def _affordable(model: Forecaster, windows: TrafficBatch, settings: Settings) -> int:
@@ -199,13 +211,13 @@ def milan_part(settings: Settings, data: Path, pictures: Path | None) -> dict[st
     apart = torch.tensor([0, 7, 12, 18, 21])
     held_out = torch.zeros(25, dtype=torch.bool).index_fill(0, apart, True)
     splits = {
-        "time": (_weeks_of(whole, range(0, 336 + 1, 24)), _weeks_of(whole, [552]), ~torch.zeros(25, dtype=torch.bool)),
-        "place": (_only(_weeks_of(whole, range(0, 552 + 1, 24)), ~held_out), _weeks_of(whole, [0, 168, 336, 552]), held_out),
+        "time": (weeks_of(whole, range(0, 336 + 1, 24)), weeks_of(whole, [552]), ~torch.zeros(25, dtype=torch.bool)),
+        "place": (_only(weeks_of(whole, range(0, 552 + 1, 24)), ~held_out), weeks_of(whole, [0, 168, 336, 552]), held_out),
     }
     figures: dict[str, float] = {}
     for split, (train, test, scored) in splits.items():
         reference = _upper_reference(train)
-        train, test = _with_reference(train, reference), _with_reference(test, reference)
+        train, test = with_reference(train, reference), with_reference(test, reference)
         config = replace(preset(settings.model), poi_categories=("social", "stations", "transportation", "other"))
         generators: dict[str, Generator] = {"stouter": train_stouter(config, [train], settings), **_others([train], settings)}
         made = {name: generator.generate(test, settings.draws, 1) for name, generator in generators.items()}
@@ -234,7 +246,7 @@ def milan_block(data: Path) -> TrafficBatch:
     )
 
 
-def _weeks_of(whole: TrafficBatch, starts: Sequence[int]) -> TrafficBatch:
+def weeks_of(whole: TrafficBatch, starts: Sequence[int]) -> TrafficBatch:
     """Windows of a week of one long window, by the hours they begin at."""
     parts = [
         replace(
@@ -259,7 +271,8 @@ def _upper_reference(train: TrafficBatch) -> float:
     return float(train.traffic[torch.isfinite(train.traffic)].quantile(0.999))
 
 
-def _with_reference(batch: TrafficBatch, reference: float) -> TrafficBatch:
+def with_reference(batch: TrafficBatch, reference: float) -> TrafficBatch:
+    """The batch of a city with this upper reference level."""
     return replace(batch, context={**batch.context, "reference": torch.full((len(batch.key), 1), reference)})
 
 

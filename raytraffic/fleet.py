@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raytraffic.files import Location, parquet_bytes
 from raytraffic.forecaster import Forecaster
-from raytraffic.forecasting import Failure, ForecastRequest, possible_windows, station_forecasts, tile_failures
+from raytraffic.forecasting import Failure, ForecastRequest, forecast_minutes, possible_windows, station_forecasts, tile_failures
+from raytraffic.sources.expected_users import ExpectedUsers
 from raytraffic.windows import Windows
 
 __all__ = ["Plan", "Shard", "ShardFacts", "all_failures", "plan", "read_facts", "shard_bytes", "summary", "table_of_failures"]
@@ -61,7 +63,10 @@ class ShardFacts:
 
 
 def plan(windows: Windows, requests: dict[int, ForecastRequest], issue_minute: int | None, tiles_per_shard: int) -> Plan:
-    """The shards of a store's newest series (or those at an issue time); `requests` by step in minutes, one for each in the store."""
+    """The shards of a store's newest series (or those at an issue time); `requests` by step in minutes, one for each in the store.
+
+    Raises ValueError, naming station and time, where users are expected of stations that the store does not have or outside the forecast.
+    """
     shards: list[Shard] = []
     failures: list[Failure] = []
     for step, request in sorted(requests.items()):
@@ -74,7 +79,49 @@ def plan(windows: Windows, requests: dict[int, ForecastRequest], issue_minute: i
             shards.append(Shard(name, step, tuple(rows[part].tolist()), tuple(starts[part].tolist())))
     for city, stations in windows.store.refused.items():
         failures += [Failure(city=city, place="", unique_id=name, reason=reason) for name, reason in stations]
-    return Plan(tuple(shards), tuple(failures))
+    planned = Plan(tuple(shards), tuple(failures))
+    for expected in {request.expected_users for request in requests.values() if request.expected_users is not None}:
+        _check_users(windows, planned, requests, expected)
+    return planned
+
+
+def _check_users(windows: Windows, planned: Plan, requests: dict[int, ForecastRequest], expected: ExpectedUsers) -> None:
+    """ValueError for users of no station of the store, or of a slot that is not forecast; stations without forecast are left alone."""
+    slots, unreadable = _slots_of_stations(windows, planned, requests)
+    failed = {(failure.city, failure.unique_id) for failure in planned.failures}
+    unreadable |= {city for city, site in failed if not site}
+    for city, site in expected.rows:
+        if (city, site) in slots:
+            off = next(expected.off((city, site), slots[city, site]), None)
+            if off is not None:
+                first, last = (str(np.datetime64(int(minute), "m")) for minute in slots[city, site][[0, -1]])
+                raise ValueError(
+                    f"{expected.label}: station {site!r} of {city} at {off}, expected slots of its forecast, {first} to {last}"
+                )
+        elif (city, site) not in failed and city not in unreadable:
+            raise ValueError(f"{expected.label}: station {site!r} of {city}, expected stations of the store")
+
+
+def _slots_of_stations(
+    windows: Windows, planned: Plan, requests: dict[int, ForecastRequest]
+) -> tuple[dict[tuple[str, str], NDArray[np.int64]], set[str]]:
+    """The minutes (horizon,) that are forecast of every (city, unique_id) of a plan, and the cities not all of whose ids can be read."""
+    index = windows.store.index
+    found: dict[tuple[str, str], NDArray[np.int64]] = {}
+    unreadable = set()
+    for shard in planned.shards:
+        request = requests[shard.step_minutes]
+        rows, starts = (np.array(values, dtype=np.int64) for values in (shard.rows, shard.starts))
+        minutes = forecast_minutes(windows, rows, starts + request.history(windows.window), request.horizon)
+        cities = [index.cities[code] for code in index.city[rows].tolist()]
+        try:
+            names = windows.site_names(rows)
+        except ValueError:
+            unreadable |= set(cities)
+            continue
+        for city, sites, slots in zip(cities, names, minutes, strict=True):
+            found |= {(city, site): slots for site in sites if site}
+    return found, unreadable
 
 
 def shard_bytes(

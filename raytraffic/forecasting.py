@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.forecaster import Forecaster
 from raytraffic.rollout import rollout
-from raytraffic.types import ordered_quantile
+from raytraffic.sources.expected_users import ExpectedUsers
+from raytraffic.types import TrafficBatch, ordered_quantile
 from raytraffic.windows import Columns, Windows
 
 __all__ = [
     "Failure",
     "ForecastRequest",
     "draws_table",
+    "forecast_minutes",
     "forecast_table",
     "issue_windows",
     "possible_windows",
@@ -33,6 +35,7 @@ class ForecastRequest:
     """What is asked for: `horizon` slots, `draws` draws, their quantiles, and whether the draws come back too.
 
     With `hop` every window asks for so many slots and no more, and knows the draws before them: 1 for a model trained one step ahead.
+    `expected_users` is the caller's forecast of the users, for models that look at one.
     """
 
     horizon: int
@@ -43,6 +46,7 @@ class ForecastRequest:
     sampler: Sampler | None = None
     batch: int = 16
     hop: int | None = None
+    expected_users: ExpectedUsers | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -183,10 +187,10 @@ def _answer(
 ) -> tuple[pa.Table, list[Failure], int]:
     """Tiles together: table, stations without a finite forecast, and the number of answered ones without a measurement."""
     columns = windows.cut(rows, starts, request.history(windows.window), request.horizon)
-    batch = windows.batch(columns)
+    sites = windows.site_names(columns["row"])
+    batch = _told(windows, columns, sites, request)
     answer = rollout(forecaster, batch, windows.window, request.sampler, request.draws, request.seed, request.hop)
     draws = answer.draws[..., -request.horizon :, :]
-    sites = windows.site_names(columns["row"])
     there = sites != ""
     finite = draws.isfinite().all(dim=(1, 2, 3)).numpy()
     measured = batch.known.any(dim=(1, 2)).numpy()
@@ -196,6 +200,26 @@ def _answer(
         for city, place in [_place(windows, int(rows[i]))]
     ]
     return _rows(windows, columns, draws, sites, there & finite, request), failures, int((there & finite & ~measured).sum())
+
+
+def _told(windows: Windows, columns: Columns, sites: NDArray[np.object_], request: ForecastRequest) -> TrafficBatch:
+    """The columns as a batch, with the users that the caller expects in the slots that are forecast."""
+    batch = windows.batch(columns)
+    if request.expected_users is None:
+        return batch
+    b, _, t, s = batch.shape
+    expected = np.full((b, t, s), np.nan, dtype=np.float32)
+    minutes = forecast_minutes(windows, columns["row"], columns["start"] + t - request.horizon, request.horizon)
+    for i, city in enumerate(columns["city"].tolist()):
+        expected[i, t - request.horizon :] = request.expected_users.at(windows.store.index.cities[city], sites[i], minutes[i])
+    return replace(batch, context={**batch.context, "expected_users": torch.from_numpy(expected)})
+
+
+def forecast_minutes(windows: Windows, rows: NDArray[np.int64], first: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
+    """(n, horizon) minutes from 1970-01-01 on the wall clock of the slots from slot `first` (n,) of the series of index rows on."""
+    index = windows.store.index
+    slots = (first - index.first_step[rows])[:, None] + np.arange(horizon)
+    return index.start_minute[rows][:, None] + slots * index.step_minutes[rows][:, None]
 
 
 def _nothing(windows: Windows, request: ForecastRequest) -> pa.Table:
@@ -222,16 +246,14 @@ def _rows(
     request: ForecastRequest,
 ) -> pa.Table:
     """Table rows of draws (b, n, c, t, s) of the horizon for the stations (b, s) that are `answered`."""
-    index = windows.store.index
-    first = index.start_minute[columns["row"]] + (columns["start"] - index.first_step[columns["row"]]) * columns["step_minutes"]
-    slots = columns["traffic"].shape[2] - request.horizon + np.arange(request.horizon)
+    first = columns["start"] + columns["traffic"].shape[2] - request.horizon
     b, _, c, t, s = draws.shape
     return draws_table(
         draws,
         answered=np.broadcast_to(answered[:, None, None], (b, c, t, s)),
-        cities=np.array(index.cities, dtype=object)[columns["city"]],
+        cities=np.array(windows.store.index.cities, dtype=object)[columns["city"]],
         sites=sites,
-        minutes=first[:, None] + slots * columns["step_minutes"][:, None],
+        minutes=forecast_minutes(windows, columns["row"], first, request.horizon),
         services=windows.store.services,
         quantiles=request.quantiles,
         keep_draws=request.keep_draws,

@@ -30,6 +30,9 @@ class ForecastConfig:
     """Also write the draws themselves."""
     steps: int = 10
     """Sampler steps."""
+    expected_users: str | None = None
+    """Table (CSV or Parquet: unique_id, ds, expected_users, and city where there are several) of your own forecast of the users in slots
+    that are forecast, for models that were trained with one (contexts: expected_users); nothing is expected of slots without a row."""
     hop: int | None = None
     """Slots that are drawn together, each knowing the draws before: 1 for models that were trained one step ahead (--tasks next)."""
     batch: int = 16

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import ray.data
@@ -25,52 +25,59 @@ from raytraffic.lease import held
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.prepare import prepare
 from raytraffic.on_ray.progress import Stage
+from raytraffic.sources.expected_users import ExpectedUsers, read_expected_users
 from raytraffic.store import Store, open_store
 from raytraffic.windows import windows_for
 
 __all__ = ["forecast"]
 
 #: What a forecast's numbers do not depend on.
-_MACHINERY = {"workers", "gpu", "out", "checkpoint", "store", "table", "batch", "retry_failed"}
+_MACHINERY = {"workers", "gpu", "out", "checkpoint", "store", "table", "expected_users", "batch", "retry_failed"}
 _READERS = 16
+#: What is asked for, by granularity in minutes.
+_Requests: TypeAlias = dict[int, ForecastRequest]
 
 
 def forecast(config: ForecastConfig) -> Location:
     """Writes the forecast of every site into `out` and returns it; the same command again does only what is missing.
 
-    Raises ValueError unless exactly one of `store` and `table` is given, where `out` holds another run's forecast or another process
-    writes there, and where not one station could be answered.
+    Raises ValueError unless exactly one of `store` and `table` is given, for users expected of a model that was not trained with any, where
+    `out` holds another run's forecast or another process writes there, and where not one station could be answered.
     """
     if (config.store is None) == (config.table is None):
         raise ValueError(f"store, table: {config.store!r}, {config.table!r}, expected exactly one of them")
     out = Location.of(config.out)
     # What is wrong with a checkpoint, a store or a request is told before anything is written.
     model_config = load_forecaster(config.checkpoint)[2]
+    if config.expected_users is not None and "expected_users" not in model_config.contexts:
+        expected = f"none, for the model was not trained with a forecast of the users (contexts: {', '.join(model_config.contexts)})"
+        raise ValueError(f"expected_users: {config.expected_users!r}, expected {expected}")
     ready = None if config.store is None else _plan(config, open_store(config.store), model_config)
     with held(out):
         began = time.monotonic()
-        store, planned = ready or _plan(config, open_store(_prepared(config, out)), model_config)
+        store, requests, planned = ready or _plan(config, open_store(_prepared(config, out)), model_config)
         identity = {name: value for name, value in to_json(config).items() if name not in _MACHINERY}
         fingerprint = _fingerprint(config, store, identity)
         run = {"config": identity, "fingerprint": fingerprint}
         _claim(out, run)
         done = _done(out, planned, fingerprint, config.retry_failed)
         missing = [shard for shard in planned.shards if shard.name not in done]
-        _make(config, store, missing, fingerprint, planned.tiles)
+        _make(config, store, requests, missing, fingerprint, planned.tiles)
         _conclude(out, planned, run, config.draws, {"shards_made": len(missing), "seconds": time.monotonic() - began})
     return out
 
 
-def _plan(config: ForecastConfig, store: Store, model_config: Any) -> tuple[Store, Plan]:
-    """A store and the shards of its forecast; ValueError, naming a place, where there is none to make."""
+def _plan(config: ForecastConfig, store: Store, model_config: Any) -> tuple[Store, _Requests, Plan]:
+    """A store, what is asked for and the shards of its forecast; ValueError, naming a place, where there is none to make."""
     issue = None if config.issue is None else _minute(config.issue)
     windows = windows_for(store, "all", model_config)
-    requests = {step: _request(config, step) for step in np.unique(store.index.step_minutes).tolist()}
+    users = None if config.expected_users is None else read_expected_users(config.expected_users, store.index.cities)
+    requests = {step: _request(config, step, users) for step in np.unique(store.index.step_minutes).tolist()}
     planned = plan(windows, requests, issue, config.tiles_per_shard)
     if not planned.shards:
         first = planned.failures[0]
         raise ValueError(f"{first.city}/{first.place}: {first.reason} (and no other place can be forecast)")
-    return store, planned
+    return store, requests, planned
 
 
 def _done(out: Location, planned: Plan, fingerprint: str, retry_failed: bool) -> set[str]:
@@ -82,7 +89,7 @@ def _done(out: Location, planned: Plan, fingerprint: str, retry_failed: bool) ->
     return {name for name, facts in found.items() if facts and facts.fingerprint == fingerprint and not (retry_failed and facts.failures)}
 
 
-def _make(config: ForecastConfig, store: Store, missing: list[Shard], fingerprint: str, tiles: int) -> None:
+def _make(config: ForecastConfig, store: Store, requests: _Requests, missing: list[Shard], fingerprint: str, tiles: int) -> None:
     """Computes shards on the cluster; returns when the last one stands in `out`."""
     if not missing:
         return
@@ -93,7 +100,7 @@ def _make(config: ForecastConfig, store: Store, missing: list[Shard], fingerprin
         items = [{"shard": json.dumps(asdict(shard))} for shard in missing]
         written = dataset(items).map_batches(
             _Forecasts,
-            fn_constructor_args=(config, store, fingerprint),
+            fn_constructor_args=(config, store, requests, fingerprint),
             batch_size=1,
             compute=pool,
             num_cpus=1,
@@ -129,7 +136,7 @@ def _sha256(file: Location) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
+def _request(config: ForecastConfig, step_minutes: int, users: ExpectedUsers | None) -> ForecastRequest:
     """The request for cities of one granularity."""
     slots = config.hours * 60 / step_minutes
     if slots < 1 or slots != int(slots):
@@ -143,6 +150,7 @@ def _request(config: ForecastConfig, step_minutes: int) -> ForecastRequest:
         sampler=Sampler("dpm++", config.steps),
         batch=config.batch,
         hop=config.hop,
+        expected_users=users,
     )
 
 
@@ -168,7 +176,8 @@ def _minute(issue: str) -> int:
 def _fingerprint(config: ForecastConfig, store: Store, identity: dict[str, Any]) -> str:
     marker = Location.of(config.checkpoint).child(MARKER).read_bytes()
     manifest = store.location.child("manifest.json").read_bytes()
-    return hashlib.sha256(marker + manifest + json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    users = b"" if config.expected_users is None else Location.of(config.expected_users).read_bytes()
+    return hashlib.sha256(marker + manifest + json.dumps(identity, sort_keys=True).encode() + users).hexdigest()
 
 
 def _claim(out: Location, run: dict[str, Any]) -> None:
@@ -184,9 +193,10 @@ def _claim(out: Location, run: dict[str, Any]) -> None:
 class _Forecasts:
     """Holds the model and writes shards."""
 
-    def __init__(self, config: ForecastConfig, store: Store, fingerprint: str) -> None:
+    def __init__(self, config: ForecastConfig, store: Store, requests: _Requests, fingerprint: str) -> None:
         torch.set_num_threads(1)
         self.config = config
+        self.requests = requests
         self.fingerprint = fingerprint
         forecaster, _, model_config = load_forecaster(config.checkpoint)
         self.forecaster = forecaster.to("cuda" if config.gpu else "cpu")
@@ -195,7 +205,7 @@ class _Forecasts:
 
     def __call__(self, item: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         shard = Shard(**json.loads(str(item["shard"][0])))
-        data, facts = shard_bytes(self.forecaster, self.windows, shard, _request(self.config, shard.step_minutes), self.fingerprint)
+        data, facts = shard_bytes(self.forecaster, self.windows, shard, self.requests[shard.step_minutes], self.fingerprint)
         Location.of(self.config.out).child("shards", shard.name).write_bytes(data)
         made = {"shards": 1, "stations": facts.stations, "failures": len(facts.failures), "draws": facts.stations * self.config.draws}
         for name, count in made.items():
