@@ -133,7 +133,18 @@ def test_scaling_fits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_contrast(tmp_path: Path) -> None:
     recalls = [f"{way}_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)]
-    assert figures_of("contrast.py", tmp_path, may_be_none=(*recalls, "over_chance"))
+    about = ("vegetation", "water", "bare_soil", "built_up", "paved", "poi_total", "poi_category")
+    dropped = [f"{whose}_dropped{suffix}" for whose in ("others", "false") for suffix in ("", *(f"_{name}" for name in about))]
+    figures = figures_of("contrast.py", tmp_path, may_be_none=(*recalls, "over_chance", "calibrated", *dropped))
+    assert figures.keys() >= {"true_kept", "others_dropped", *(f"true_kept_{name}" for name in about)}
+
+
+@pytest.mark.slow
+def test_landscape(tmp_path: Path) -> None:
+    """Land tells of traffic even in few cells; what a single pixel seems to tell of them is chance."""
+    asked = ("evening", "rush_hour", "mix_residential", "mix_business", "mix_leisure", "mix_transport", "poi", "level")
+    figures = figures_of("landscape.py", tmp_path, may_be_none=tuple(f"{seen}r2_{name}" for seen in ("", "pixel_") for name in asked))
+    assert figures.keys() >= {*(f"r2_{name}" for name in asked), "tiles_per_cpu_s", "counting_s"}
 
 
 @pytest.mark.slow

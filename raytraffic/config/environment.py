@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from raytraffic.config.conversion import at_least_one
 
-__all__ = ["ContrastConfig", "EmbedConfig", "ScenesConfig"]
+__all__ = ["ContrastConfig", "EmbedConfig", "EndpointConfig", "ScenesConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """How hard a vision model is asked, and what it costs. All limits are of each worker: two of them ask twice as often and may spend
+    twice the budget."""
+
+    requests_per_minute: float = 60.0
+    """At most so many."""
+    tokens_per_minute: float = 100_000.0
+    """At most so many, of images, questions and answers."""
+    concurrency: int = 4
+    """Requests at a time."""
+    prompt_price: float = 0.0
+    """Of a million tokens asked, images included, in any currency; the account counts in it."""
+    completion_price: float = 0.0
+    """Of a million tokens answered."""
+    budget: float | None = None
+    """The most that a worker may spend; sites beyond it fail, and are asked about by the next run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +57,10 @@ class ScenesConfig:
     """What the template speaks of."""
     refine: bool = True
     """Drop what the texts repeat, guess or say wrong (raytraffic.environment.refine); an audit says of every sentence what became of it."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    """How a vision model is asked."""
     cache: str | None = None
-    """Folder or s3:// URL that keeps a map service's tiles and a vision model's answers; needed for these."""
+    """Folder or s3:// URL that keeps a map service's tiles and a vision model's answers, and the account of them; needed for these."""
     user_agent: str | None = None
     """Who asks a map service: a name and an address that answers; needed for one."""
     requests_per_second: float = 2.0
@@ -100,10 +121,15 @@ class ContrastConfig:
     """Cities that are not trained on, whose pairs retrieval is measured on."""
     candidates: int = 1000
     """At most so many held-out pairs, evenly spaced."""
+    true_kept: float = 0.98
+    """Share of true sentences that the threshold on the agreement of image and sentence keeps, fitted on the held-out pairs."""
     steps: int = 600
     """Training steps; 0 only measures and saves the encoder as it is."""
     batch: int = 128
     """Pairs of a step, over all workers: the candidates of each other."""
+    sentences: float = 0.0
+    """Share of a step's texts of which one sentence stands for the whole. Without any the encoder does not learn what a single sentence
+    means, and cannot be calibrated; with them retrieval by whole texts takes longer to learn."""
     learning_rate: float = 1e-3
     warmup: int = 50
     weight_decay: float = 0.01
@@ -128,5 +154,9 @@ class ContrastConfig:
         at_least_one(self, "candidates", "batch", "validate_every", "keep", "pairs_per_part", "workers", "threads")
         if self.steps < 0:
             raise ValueError(f"steps: {self.steps}, expected at least 0")
+        if not 0 <= self.sentences <= 1:
+            raise ValueError(f"sentences: {self.sentences}, expected a share in [0, 1]")
+        if not 0 < self.true_kept < 1:
+            raise ValueError(f"true_kept: {self.true_kept}, expected a share in (0, 1)")
         if self.batch % self.workers or self.batch < 2:
             raise ValueError(f"batch: {self.batch}, expected a multiple of workers ({self.workers}), at least 2")

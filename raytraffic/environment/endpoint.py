@@ -3,7 +3,8 @@
     export RAYTRAFFIC_VISION_URL=https://api.openai.com/v1 RAYTRAFFIC_VISION_MODEL=gpt-4o RAYTRAFFIC_VISION_KEY=...
     EndpointDescriber(Endpoint.from_environment(), cache="s3://bucket/descriptions").describe(scenes)
 
-The cache is one file an answer, written as soon as it is there: a run that was stopped goes on where it was.
+The cache is one file an answer, written as soon as it is there: a run that was stopped goes on where it was. The folder `account` in it
+says what the answers have cost (raytraffic.environment.ledger).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import threading
 import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from typing import Any
 
 from raytraffic.environment.chat import Answer, ChatFault, Endpoint, ask
 from raytraffic.environment.describe import Description, Scene
+from raytraffic.environment.ledger import Ledger
 from raytraffic.environment.limits import Account, BudgetError, RateLimit, Spent, Usage
 from raytraffic.environment.sentences import split_sentences
 from raytraffic.environment.tiles import RgbImage
@@ -34,12 +38,15 @@ class EndpointDescriber:
     """A Describer that asks `endpoint` and keeps answers in the folder `cache` (local or s3://).
 
     Rate limits, account and budget are those of this object in its process; a pickled copy starts anew. Processes that share a cache see
-    each other's answers, but may both ask about an image that neither has an answer for yet.
+    each other's answers, but may both ask about an image that neither has an answer for yet. `run` names the account in the cache's ledger
+    that this object and its copies share; without a name it is a new one.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: str) -> None:
+    def __init__(self, endpoint: Endpoint, cache: str, run: str | None = None) -> None:
         self.endpoint = endpoint
         self.cache = Location.of(cache)
+        self.ledger = Ledger(self.cache.child("account"), run or uuid.uuid4().hex)
+        self._process, self._writing = uuid.uuid4().hex, threading.Lock()
         largest = Usage(prompt_tokens=endpoint.max_prompt_tokens, completion_tokens=endpoint.max_tokens)
         self._account = Account(endpoint.prices, endpoint.budget, largest)
         self._limit = RateLimit(endpoint.requests_per_minute, endpoint.tokens_per_minute)
@@ -48,7 +55,7 @@ class EndpointDescriber:
         return f"EndpointDescriber({self.endpoint!r}, cache={str(self.cache)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EndpointDescriber, (self.endpoint, str(self.cache))
+        return EndpointDescriber, (self.endpoint, str(self.cache), self.ledger.run)
 
     @property
     def name(self) -> str:
@@ -141,6 +148,8 @@ class EndpointDescriber:
         self._account.settle(reserved, usage, perhaps_charged=perhaps_charged)
         if usage is not None or not perhaps_charged:
             self._limit.correct(expected, 0 if usage is None else usage.total)
+        with self._writing:  # of two threads the later one writes what both have spent
+            self.ledger.write(self._process, self.spent)
 
     def _wait(self, key: str, attempt: int) -> float:
         """Seconds before the next attempt: they double, spread by up to a half so that those who failed together do not return together."""

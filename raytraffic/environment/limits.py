@@ -63,6 +63,10 @@ class Spent:
     cost: float = 0.0
     possible_cost: float = 0.0
 
+    def __add__(self, other: Spent) -> Spent:
+        """Two accounts as one."""
+        return Spent(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
 
 class Account:
     """Adds up what requests used; safe among threads.

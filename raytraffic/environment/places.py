@@ -21,8 +21,9 @@ from raytraffic.environment.chat import Endpoint
 from raytraffic.environment.describe import Describer, Facts, Scene, TemplateDescriber
 from raytraffic.environment.endpoint import EndpointDescriber
 from raytraffic.environment.landscape import landscape
+from raytraffic.environment.limits import Prices
 from raytraffic.environment.mercator import MAX_LATITUDE, check_place
-from raytraffic.environment.refine import Audit, Refined, refine
+from raytraffic.environment.refine import Audit, Refined, Refinement, refine
 from raytraffic.environment.render import SyntheticTiles
 from raytraffic.environment.service_scenes import service_places_table
 from raytraffic.environment.statistics import image_statistics
@@ -116,15 +117,26 @@ def open_tiles(config: ScenesConfig) -> Tiles:
 
 
 def open_describer(config: ScenesConfig) -> Describer:
-    """Who describes the images."""
-    if config.describer == "endpoint":
-        assert config.cache is not None
-        return EndpointDescriber(Endpoint.from_environment(), cache=str(Location.of(config.cache).child("descriptions")))
-    return TemplateDescriber(topics=config.topics)
+    """Who describes the images; ValueError for a vision model that the environment does not name, or limits that are none."""
+    if config.describer == "template":
+        return TemplateDescriber(topics=config.topics)
+    assert config.cache is not None
+    asked = config.endpoint
+    endpoint = dataclasses.replace(
+        Endpoint.from_environment(),
+        concurrency=asked.concurrency,
+        requests_per_minute=asked.requests_per_minute,
+        tokens_per_minute=asked.tokens_per_minute,
+        prices=Prices(prompt=asked.prompt_price, completion=asked.completion_price),
+        budget=asked.budget,
+    )
+    return EndpointDescriber(endpoint, cache=str(Location.of(config.cache).child("descriptions")))
 
 
-def pairs(places: Sequence[Place], tiles: Tiles, describer: Describer, config: ScenesConfig) -> Paired:
-    """Image and text of sites, the texts refined where that is asked for."""
+def pairs(
+    places: Sequence[Place], tiles: Tiles, describer: Describer, config: ScenesConfig, refinement: Refinement | None = None
+) -> Paired:
+    """Image and text of sites, the texts refined where that is asked for; by image statistics unless a `refinement` says otherwise."""
     scenes: list[Scene] = []
     failures: dict[str, str] = {}
     for place in places:
@@ -135,7 +147,9 @@ def pairs(places: Sequence[Place], tiles: Tiles, describer: Describer, config: S
     found: list[Pair] = []
     audit: list[Audit] = []
     for scene, told in zip(scenes, describer.describe(scenes), strict=True):
-        refined = refine(told, scene, metres_per_pixel=config.metres / config.pixels) if config.refine else Refined(description=told)
+        refined = Refined(description=told)
+        if config.refine:
+            refined = refine(told, scene, refinement, metres_per_pixel=config.metres / config.pixels)
         audit += refined.audit
         if refined.description.failure is None:
             assert scene.image is not None

@@ -28,11 +28,13 @@ __all__ = ["AUDIT_SCHEMA", "Audit", "Refined", "Refinement", "audit_table", "ref
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """How descriptions are refined; `agreement` scores by statistics unless an image-text encoder's function is given."""
+    """How descriptions are refined; `agreement` scores by statistics unless an image-text encoder's function is given
+    (raytraffic.environment.agreement.refinement_by), and `agreement_by` is what the audit calls it."""
 
     tolerances: Tolerances = field(default_factory=Tolerances)
     thresholds: Thresholds = field(default_factory=Thresholds)
     agreement: Agreement = statistics_agreement
+    agreement_by: str = "image statistics"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class Audit:
                        allowed with `tolerance` around it; None where nothing was compared
     informativeness    the scores, None where it did not get so far
     agreement
+    agreement_by       what scored the agreement, and the least score that is kept
+    agreement_threshold
     """
 
     site: str
@@ -65,6 +69,8 @@ class Audit:
     tolerance: float | None = None
     informativeness: float | None = None
     agreement: float | None = None
+    agreement_by: str | None = None
+    agreement_threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +158,9 @@ def _scored(records: Sequence[Audit], scene: Scene, settings: Refinement) -> Ite
         score = next(remaining)
         if not math.isfinite(score):
             raise ValueError(f"agreement of {record.kept!r}: {score}, expected a finite number")
-        scored = replace(record, agreement=score)
-        yield scored if score >= settings.thresholds.agreement else _dropped(scored, "score", "agreement")
+        threshold = settings.thresholds.agreement
+        scored = replace(record, agreement=score, agreement_by=settings.agreement_by, agreement_threshold=threshold)
+        yield scored if score >= threshold else _dropped(scored, "score", "agreement")
 
 
 def _dropped(record: Audit, stage: Literal["rule", "fact", "score"], reason: str) -> Audit:

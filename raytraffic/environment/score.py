@@ -5,7 +5,8 @@ description (land, structures, relief), and m words of mood, inference or pictur
 
     informativeness = n / (n + m), 0 where n = 0; 1 for a sentence that states a fact which was checked and holds
 
-    agreement       = a function of the image and the sentences: an image-text encoder's cosine, or, without one, `statistics_agreement`
+    agreement       = a function of the image and the sentences: an image-text encoder's cosine (raytraffic.environment.agreement),
+                      or, without one, `statistics_agreement`
 """
 
 from __future__ import annotations

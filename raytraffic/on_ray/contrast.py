@@ -1,4 +1,7 @@
-"""Contrastive training through Ray: Ray Data tasks make the pairs, Ray Train runs raytraffic.training's loop on every worker."""
+"""Contrastive training through Ray: Ray Data tasks make the pairs, Ray Train runs raytraffic.training's loop on every worker.
+
+The encoder that comes out is calibrated on the held-out pairs, so that it can judge what is said of an image.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from raytraffic.files import Location
 from raytraffic.on_ray.cluster import connect, dataset
 from raytraffic.on_ray.launch import launch
 from raytraffic.on_ray.progress import Stage
-from raytraffic.training.contrast import ContrastRun, check_contrast, contrast_finished
+from raytraffic.training.contrast import ContrastRun, calibrate_encoder, check_contrast, contrast_finished
 from raytraffic.training.pairs import make_part, missing_parts
 from raytraffic.training.run import Worker
 
@@ -26,7 +29,7 @@ __all__ = ["contrast"]
 
 
 def contrast(config: ContrastConfig) -> Location:
-    """Trains to the end (from the newest checkpoint where there is one) and returns the encoder's folder.
+    """Trains to the end (from the newest checkpoint where there is one), calibrates, and returns the encoder's folder.
 
     Raises ValueError where the run directory holds a run with other settings, and for sources that are wrong or hold too few pairs.
     """
@@ -36,6 +39,7 @@ def contrast(config: ContrastConfig) -> Location:
         connect()
         _make_pairs(config)
         launch(_worker, config, config.workers)
+    calibrate_encoder(config)
     return out.child("encoder")
 
 

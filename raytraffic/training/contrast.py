@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from raytraffic.checkpoint import committed
 from raytraffic.config.environment import ContrastConfig
+from raytraffic.environment.agreement import calibrate, read_calibration, write_calibration
 from raytraffic.environment.contrastive import Retrieval, gathered_info_nce, info_nce, retrieval
-from raytraffic.environment.encoder import ImageTextEncoder
+from raytraffic.environment.encoder import ImageTextEncoder, encoder_address
 from raytraffic.environment.places import open_tiles, read_places
+from raytraffic.environment.sentences import split_sentences
 from raytraffic.files import Location
 from raytraffic.fit import Ema, Optimisation, optimiser, update
 from raytraffic.resume import newest, prune, restore, save
@@ -29,8 +32,10 @@ from raytraffic.training.pairs import Pairs, make_part, missing_parts, read_pair
 from raytraffic.training.run import Worker
 from raytraffic.training.settings import keep_settings
 
-__all__ = ["ContrastRun", "check_contrast", "contrast_alone", "contrast_finished"]
+__all__ = ["ContrastRun", "calibrate_encoder", "check_contrast", "contrast_alone", "contrast_finished"]
 
+#: Random numbers of the steps' texts; those of the passes' orders come before.
+_CUTS = 2**32
 #: What may differ when a run goes on.
 _FREE = {"workers", "cpus_per_worker", "threads", "gpu", "keep", "max_failures", "out"}
 
@@ -50,6 +55,7 @@ def contrast_alone(config: ContrastConfig) -> Location:
         run = ContrastRun.start(config, Worker(device=torch.device("cuda" if config.gpu else "cpu")))
         run.loop()
         run.finish()
+    calibrate_encoder(config)
     return Location.of(config.out).child("encoder")
 
 
@@ -67,6 +73,25 @@ def check_contrast(config: ContrastConfig) -> None:
 def contrast_finished(config: ContrastConfig) -> bool:
     """Whether a run has its encoder."""
     return committed(Location.of(config.out).child("encoder"))
+
+
+def calibrate_encoder(config: ContrastConfig) -> None:
+    """Fits on the held-out pairs of a finished run, once, which sentences agree with an image, and keeps it with the encoder.
+
+    Where too few pairs are held out or the encoder cannot tell, it says so, and image statistics go on deciding.
+    """
+    folder = Location.of(config.out).child("encoder")
+    if not config.held_out or read_calibration(folder) is not None:
+        return
+    _, held_out = read_pairs(config)
+    encoder, address = ImageTextEncoder.load(folder), encoder_address(folder)
+    try:
+        found = calibrate(encoder, address, list(held_out.images), held_out.texts, kept=config.true_kept)
+    except ValueError as error:
+        print(f"contrast: agreement is not calibrated: {error}", flush=True)
+        return
+    write_calibration(folder, found)
+    print(f"contrast: {json.dumps(asdict(found))}", flush=True)
 
 
 @dataclass
@@ -122,6 +147,7 @@ class ContrastRun:
     def step(self) -> Tensor:
         """Takes one step and returns this worker's part of its loss; FloatingPointError where it is not finite."""
         images, texts = self.pairs.some(self._chosen())
+        texts = self._cut(texts)
         with torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=self.config.gpu):
             pixels, tokens = (some.to(self.worker.device) for some in (self.encoder.prepare(images), self.encoder.tokenise(texts)))
             image_features, text_features, scale = self.wrapped(pixels, tokens)
@@ -162,6 +188,14 @@ class ContrastRun:
         first = place * self.config.batch + self.worker.rank * each
         return order[first : first + each]
 
+    def _cut(self, texts: Sequence[str]) -> list[str]:
+        """This worker's texts of the next step, some of them one of their sentences only."""
+        generator = np.random.Generator(np.random.Philox(key=[self.config.seed, _CUTS + self.done]))
+        own = slice(self.worker.rank * len(texts), (self.worker.rank + 1) * len(texts))
+        luck, places = generator.random((2, self.config.batch))[:, own]
+        cut = luck < self.config.sentences
+        return [_a_sentence(text, place) if alone else text for text, alone, place in zip(texts, cut, places, strict=True)]
+
     def _validate_and_save(self, loss: float, rate: float) -> None:
         out = Location.of(self.config.out)
         row = {"step": float(self.done), "loss": loss, "temperature": float(1 / self.encoder.scale.detach()), "pairs_per_second": rate}
@@ -195,6 +229,12 @@ def _initial(config: ContrastConfig) -> ImageTextEncoder:
     if config.pretrained is not None:
         raise ValueError(f"pretrained: {config.pretrained!r}, expected none with the saved encoder {config.encoder!r}")
     return ImageTextEncoder.load(config.encoder)
+
+
+def _a_sentence(text: str, place: float) -> str:
+    """The sentence that lies at a share `place` in [0, 1) of all."""
+    sentences = split_sentences(text)
+    return sentences[int(place * len(sentences))]
 
 
 def _read_rows(config: ContrastConfig) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from raytraffic.environment.chat import KEY, MODEL, PROMPT, URL, Endpoint
 from raytraffic.environment.describe import Describer, Facts, Scene
 from raytraffic.environment.endpoint import EndpointDescriber
-from raytraffic.environment.limits import Prices
+from raytraffic.environment.limits import Prices, Spent
 from tests.environment.vision_server import (
     COMPLETION_TOKENS,
     PROMPT_TOKENS,
@@ -270,6 +270,7 @@ def test_nothing_is_asked_twice_after_a_crash(tmp_path: Path, monkeypatch: pytes
         third = describer(server, tmp_path)
         assert third.describe(scenes) == found
     assert third.spent.requests == 0 and len(server.bodies) == 8
+    assert third.ledger.of_run() == Spent() and third.ledger.in_all().requests == 8, "the run that crashed is in no account"
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_images_of_equal_bytes_and_other_shapes_are_not_taken_for_each_other(tmp
 def test_a_cache_file_that_is_not_sound_is_asked_for_again(content: bytes, tmp_path: Path) -> None:
     with vision_server() as server:
         first = describer(server, tmp_path).describe([scene(1)])
-        [file] = (tmp_path / "cache").rglob("*.json")
+        [file] = (tmp_path / "cache").glob("??/*.json")
         file.write_bytes(content)
         assert describer(server, tmp_path).describe([scene(1)]) == first
         assert len(server.bodies) == 2
@@ -317,6 +318,7 @@ def test_the_account_adds_up_what_answers_report(tmp_path: Path) -> None:
     assert (spent.requests, spent.prompt_tokens, spent.completion_tokens) == (4, 3 * PROMPT_TOKENS, 3 * COMPLETION_TOKENS)
     assert spent.cost == pytest.approx(3 * (2.5 * PROMPT_TOKENS + 10 * COMPLETION_TOKENS) / 1e6)
     assert spent.possible_cost == pytest.approx((2.5 * 2000 + 10 * 100) / 1e6), "an answer without usage may have been charged"
+    assert asking.ledger.of_run() == spent, "what is kept beside the answers is another account"
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
@@ -367,6 +369,21 @@ def test_a_pickled_describer_asks_the_same_and_starts_a_new_account(tmp_path: Pa
         assert copy.name == asking.name and copy.endpoint == asking.endpoint
         assert copy.describe([scene(1)]) == asking.describe([scene(1)])
         assert copy.spent.requests == 0 and asking.spent.requests == 1
+        copy.describe([scene(2)])
+        stranger = describer(server, tmp_path)
+        stranger.describe([scene(3)])
+    assert asking.ledger.of_run() == copy.ledger.of_run() == asking.spent + copy.spent
+    assert (asking.ledger.of_run().requests, stranger.ledger.of_run().requests, stranger.ledger.in_all().requests) == (2, 1, 3)
+
+
+def test_an_account_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with vision_server() as server:
+        asking = describer(server, tmp_path)
+        asking.describe([scene(1)])
+    [file] = (tmp_path / "cache" / "account").glob("*/*.json")
+    file.write_text("{}{")
+    with pytest.raises(ValueError, match=r"\.json: .*, expected the account of a process"):
+        asking.ledger.of_run()
 
 
 def test_the_environment_names_endpoint_and_model() -> None:

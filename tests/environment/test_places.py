@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from raytraffic.config import from_json, to_json
-from raytraffic.config.environment import ContrastConfig, EmbedConfig, ScenesConfig
+from raytraffic.config.environment import ContrastConfig, EmbedConfig, EndpointConfig, ScenesConfig
 from raytraffic.environment.describe import Description, Scene, TemplateDescriber
 from raytraffic.environment.endpoint import EndpointDescriber
+from raytraffic.environment.limits import Prices
 from raytraffic.environment.places import Place, open_describer, open_tiles, pairs, read_places
 from raytraffic.environment.tiles import FolderTiles, ZipTiles
 from raytraffic.environment.url_tiles import UrlTiles
@@ -92,7 +93,13 @@ def test_tiles_and_describers_are_what_the_settings_name(tmp_path: Path, monkeyp
     assert open_describer(config) == TemplateDescriber(topics=("image", "poi"))
     monkeypatch.setenv("RAYTRAFFIC_VISION_URL", "http://127.0.0.1:1/v1")
     monkeypatch.setenv("RAYTRAFFIC_VISION_MODEL", "model")
-    assert isinstance(open_describer(dataclasses.replace(config, describer="endpoint")), EndpointDescriber)
+    limits = EndpointConfig(
+        requests_per_minute=6.0, tokens_per_minute=70.0, concurrency=8, prompt_price=2.5, completion_price=10.0, budget=3.0
+    )
+    asking = open_describer(dataclasses.replace(config, describer="endpoint", endpoint=limits))
+    assert isinstance(asking, EndpointDescriber) and (asking.endpoint.url, asking.endpoint.model) == ("http://127.0.0.1:1/v1", "model")
+    assert (asking.endpoint.requests_per_minute, asking.endpoint.tokens_per_minute, asking.endpoint.concurrency) == (6.0, 70.0, 8)
+    assert (asking.endpoint.prices, asking.endpoint.budget) == (Prices(prompt=2.5, completion=10.0), 3.0)
     with pytest.raises(ValueError, match="expected a synthetic city among them"):
         open_tiles(dataclasses.replace(config, sites=("sites.csv",)))
 
@@ -113,8 +120,14 @@ def test_wrong_settings_are_refused(changes: dict[str, object], message: str) ->
         dataclasses.replace(ScenesConfig(sites=(EAST,)), **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+def test_a_threshold_keeps_some_true_sentences_but_not_all(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"true_kept: {share}, expected a share in \(0, 1\)"):
+        ContrastConfig(out="o", scenes=ScenesConfig(sites=(EAST,)), true_kept=share)
+
+
 def test_settings_survive_json() -> None:
-    scenes = ScenesConfig(sites=(EAST,), topics=("poi",))
+    scenes = ScenesConfig(sites=(EAST,), topics=("poi",), endpoint=EndpointConfig(budget=2.5, completion_price=10.0))
     for config in (EmbedConfig(encoder="e", out="o", scenes=scenes), ContrastConfig(out="o", scenes=scenes, held_out=("east",))):
         assert from_json(type(config), to_json(config), "config") == config
 

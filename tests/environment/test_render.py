@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import subprocess
 import sys
 import time
@@ -10,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from raytraffic.environment.landscape import LAND_COVERS, Landscape, landscape
 from raytraffic.environment.render import SyntheticTiles, render
 from raytraffic.environment.statistics import image_statistics
 from raytraffic.environment.tiles import MissingTileError, RgbImage
-from raytraffic.sources.synthetic import SyntheticCities, SyntheticCity
+from raytraffic.sources.synthetic import SyntheticCity
 
 CITY = SyntheticCity(name="town", grid=(6, 6), days=1, seed=3)
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -121,43 +121,15 @@ def test_a_hundred_small_tiles_a_second(land: Landscape) -> None:
     assert min(took) < 0.02  # under 5 ms were measured; a busy machine takes longer
 
 
-def _seen(image: RgbImage) -> NDArray[np.float64]:
-    """What a simple encoder might see: statistics, texture at several distances, and a histogram of colours."""
-    found = image_statistics(image)
-    grey = image.mean(axis=2) / 255
-    texture = [np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1)] + [np.abs(grey[k:] - grey[:-k]).mean() for k in (2, 3, 4, 6)]
-    colours = np.histogramdd((image // 52).reshape(-1, 3), bins=(5, 5, 5), range=((0, 5),) * 3)[0].ravel() / image[..., 0].size
-    shares = (found.vegetation, found.water, found.bare, found.built, found.paved, found.edges, found.brightness, found.contrast)
-    return np.array([*shares, *found.mean_colour, *texture, *np.sqrt(colours)])
-
-
-def _explained(seen: NDArray[np.float64], asked: NDArray[np.float64], trained: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(d,) share of the variance of `asked` (n, d) on the other rows that a ridge regression on the `trained` rows explains."""
-    scaled = (seen - seen[trained].mean(axis=0)) / (seen[trained].std(axis=0) + 1e-6)
-    design = np.column_stack([scaled, np.ones(len(seen))])
-    weights = np.linalg.solve(design[trained].T @ design[trained] + 30 * np.eye(design.shape[1]), design[trained].T @ asked[trained])
-    rest = (asked - design @ weights)[~trained]
-    return np.asarray(1 - (rest**2).mean(axis=0) / ((asked[~trained] - asked[trained].mean(axis=0)) ** 2).mean(axis=0))
-
-
-def test_images_of_unseen_cities_tell_of_their_traffic_and_single_pixels_do_not() -> None:
-    seen, pixel, level, rhythm, city_of = [], [], [], [], []
-    for seed in range(8):
-        city = SyntheticCity(name=f"city{seed}", grid=(7, 7), days=5, seed=seed)
-        (record,) = SyntheticCities([city]).read(city.name)
-        land, hour = landscape(city), (np.arange(city.slots) + 0.5) / 2 % 24
-        assert record.xy is not None
-        for site in np.flatnonzero(land.live.ravel()):
-            image = render(land, *record.xy[site], metres=500, pixels=64)
-            traffic = record.traffic[0, :, site].astype(np.float64)
-            evening, noon = (traffic[(hour > begin) & (hour < end)].mean() for begin, end in ((19, 23), (9, 17)))
-            seen.append(_seen(image))
-            pixel.append(image[32, 32].astype(np.float64))
-            level.append(traffic.mean())
-            rhythm.append([np.log(evening / noon)])
-            city_of.append(seed)
-    trained = np.array(city_of) < 6
-    assert _explained(np.array(seen), np.array(rhythm), trained) > 0.4
-    assert _explained(np.array(pixel), np.array(rhythm), trained) < 0.1
-    edges = np.array(seen)[:, 5]
+def test_images_of_unseen_cities_tell_of_their_traffic_and_single_pixels_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    benchmark = importlib.import_module("landscape")
+    cities = [list(benchmark.cells_of(SyntheticCity(name=f"city{seed}", grid=(7, 7), days=5, seed=seed))) for seed in range(8)]
+    cells = [cell for city in cities for cell in city]
+    fitted = np.arange(len(cells)) < sum(map(len, cities[:6]))
+    features, pixels = np.array([cell.features for cell in cells]), np.array([cell.pixel for cell in cells])
+    evening, level = ([cell.asked[name] for cell in cells] for name in ("evening", "level"))
+    for seen, holds in ((features, lambda r2: r2 > 0.4), (pixels, lambda r2: r2 < 0.1)):
+        assert holds(benchmark.explained(seen[fitted], np.array(evening)[fitted], seen[~fitted], np.array(evening)[~fitted]))
+    edges = features[:, 5]
     assert spearmanr(edges, level).statistic > 0.35  # denser cells are more finely built

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from raytraffic.config.environment import ContrastConfig, ScenesConfig
+from raytraffic.environment.agreement import read_calibration
 from raytraffic.environment.encoder import ImageTextEncoder, encoder_address
+from raytraffic.environment.sentences import split_sentences
 from raytraffic.training.contrast import ContrastRun, contrast_alone
 from raytraffic.training.pairs import make_part, missing_parts, read_pairs
 from raytraffic.training.run import Worker
@@ -77,6 +79,21 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, start: str,
     assert steps == [3, 4, 5]
 
 
+def test_an_encoder_that_knows_sentences_is_calibrated_on_held_out_pairs(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(tmp_path, start, steps=0, true_kept=0.9)
+    folder = contrast_alone(config)
+    assert read_calibration(folder) is None and "agreement is not calibrated: others_dropped: " in capsys.readouterr().out
+    monkeypatch.setattr("raytraffic.environment.agreement._OF_USE", 0.0)
+    contrast_alone(config)
+    found = read_calibration(folder)
+    assert found is not None and (found.encoder, found.kept) == (encoder_address(folder), 0.9)
+    assert found.sentences == sum(len(split_sentences(text)) for text in read_pairs(config)[1].texts)
+    monkeypatch.setattr("raytraffic.training.contrast.calibrate", None)
+    contrast_alone(config)  # once is enough
+
+
 def test_no_steps_save_the_encoder_as_it_is(tmp_path: Path, start: str) -> None:
     found = ImageTextEncoder.load(contrast_alone(settings(tmp_path, start, steps=0)))
     assert encoder_address(tmp_path / "encoder") == encoder_address(start)
@@ -116,6 +133,31 @@ def test_workers_share_a_step_and_a_pass_takes_each_pair_once(tmp_path: Path, st
         passes.append(whole)
     assert sorted(passes[0] + passes[1]) == sorted(passes[2] + passes[3]) == list(range(16))
     assert passes[0] + passes[1] != passes[2] + passes[3]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_some_texts_of_a_step_are_one_of_their_sentences(share: float, tmp_path: Path, start: str) -> None:
+    config = settings(tmp_path, start, sentences=share)
+    for number, places in missing_parts(config):
+        make_part(config, number, places)
+    run = ContrastRun.start(config, Worker(device=torch.device("cpu")))
+    alone, said = [], set()
+    for done in range(30):
+        run.done, run.worker = done, Worker(device=torch.device("cpu"))
+        _, texts = run.pairs.some(run._chosen())
+        cut = run._cut(texts)
+        halves = []
+        for rank in (0, 1):
+            run.worker = Worker(device=torch.device("cpu"), rank=rank, world=2)
+            halves += run._cut(texts[4 * rank : 4 * rank + 4])
+        assert halves == cut
+        for whole, text in zip(texts, cut, strict=True):
+            assert text == whole or text in split_sentences(whole)
+            alone.append(text != whole)
+            said |= {(whole, text)} if text != whole else set()
+    assert np.mean(alone) == pytest.approx(share, abs=0.1 if 0 < share < 1 else 0)
+    if share == 1.0:  # some time each sentence has its turn, and no text is always cut to the same one
+        assert len(said) > 3 * len(run.pairs)
 
 
 @pytest.mark.parametrize(
