@@ -59,6 +59,7 @@ class ForecastOptions(TypedDict, total=False):
 
     task         "short" or "long", the horizons a model was trained for; or "generation", which answers the slots without measurement
     horizon      slots after the history, any number
+    hop          slots of it that are forecast at a time, from the draws before them: 1 for a model that was trained one step ahead
     city         one the server has measured: its weekly profile and levels are used
     model        a served model's name; else the server's first
     quantiles    increasing levels in [0, 1]; else 0.1, 0.5, 0.9
@@ -67,13 +68,15 @@ class ForecastOptions(TypedDict, total=False):
     seed         else 0; the same request with the same seed has the same answer
     sites        unique_id, and row, column (cells of the city's grid), x, y (metres of any one projection) and poi:<category> counts;
                  where it is given it names the stations, with history or without
-    future       unique_id, ds and expected_users: your own forecast of the users in the slots that are forecast, for models that were
-                 trained with one; slots without a row are not expected to be anything
+    future       unique_id, ds and what you expect of the slots that are forecast: expected_users, your own forecast of the users, for
+                 models that were trained with one; place, where users will be, for models of users who move; slots without a row are not
+                 expected to be anything
     timeout_s    seconds after which the server, too, drops the work, and refuses with 408
     """
 
     task: Literal["short", "long", "generation"] | None
     horizon: int | None
+    hop: int | None
     city: str | None
     model: str | None
     quantiles: Sequence[float]
@@ -105,8 +108,9 @@ class Client:
     def forecast(self, history: pd.DataFrame, **options: Unpack[ForecastOptions]) -> pd.DataFrame:
         """The forecast, a row a station, service and slot, sorted by them; `attrs` say which model, version, steps and seed made it.
 
-        `history` has columns unique_id, ds (local time), y (traffic) and, if known, service (in the model's order) and users. Its step is
-        the most frequent distance between a station's neighbouring rows; slots without a row were not measured.
+        `history` has columns unique_id, ds (local time), y (traffic) and, if known, service (in the model's order), users, and place: where
+        a user who moves was, by the names of `city`. Its step is the most frequent distance between a station's neighbouring rows; slots
+        without a row were not measured.
 
         Raises TypeError for an option that is none, ValueError for frames that are not what they should be, ForecastRefused, ForecastBusy
         and ForecastFailed.

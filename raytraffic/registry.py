@@ -23,7 +23,8 @@ class Model:
     `add_contexts` gives a trained model the contexts it lacks without changing what it answers, `freeze` leaves only what
     fine-tuning teaches trainable, `align` wraps it with its contrastive objective (weight, negatives), where it has one, and
     `learn_first` is what it learns of training windows before it is trained. `cost` says what a configuration takes for a window on a grid
-    (rows, columns), of whose entries a share is asked for, without building anything.
+    (rows, columns), of whose entries a share is asked for, without building anything. `on_grid` models take tiles of a grid or lone
+    stations, no groups of stations; `moving` ones look at where users are slot by slot.
     """
 
     config: type[Any]
@@ -36,6 +37,8 @@ class Model:
     cost: Callable[[Any, tuple[int, int], float], Cost]
     align: Callable[[Forecaster, float, int], nn.Module] | None = None
     learn_first: Callable[[Forecaster, Sequence[TrafficBatch]], object] | None = None
+    on_grid: bool = False
+    moving: bool = False
 
 
 def _uomo() -> Model:
@@ -51,6 +54,7 @@ def _uomo() -> Model:
         freeze=uomo.freeze,
         cost=uomo.cost,
         align=uomo.align,
+        on_grid=True,
     )
 
 
@@ -66,6 +70,7 @@ def _lsdm() -> Model:
         add_contexts=lsdm.add_contexts,
         freeze=lsdm.freeze,
         cost=lsdm.cost,
+        moving=True,
     )
 
 

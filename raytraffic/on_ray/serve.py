@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +22,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from raytraffic import registry
 from raytraffic.config import ServeConfig
 from raytraffic.diffusion.samplers import Sampler
 from raytraffic.on_ray.cluster import connect, refuse_open_cluster
@@ -34,9 +36,10 @@ from raytraffic.serving.models import ServedModel, served_model
 from raytraffic.serving.planner import Answer, Wanted
 from raytraffic.serving.routes import build_api, guarded
 from raytraffic.serving.service import Expired, ForecastService
-from raytraffic.types import Forecast, TrafficBatch
+from raytraffic.store import open_store
+from raytraffic.types import URBAN_CONTEXTS, Forecast, TrafficBatch
 
-__all__ = ["ServeArgs", "app", "serve_checkpoints"]
+__all__ = ["ServeArgs", "app", "args_of", "serve_checkpoints"]
 
 T = TypeVar("T")
 _LOG = logging.getLogger("raytraffic.serving")
@@ -96,7 +99,7 @@ class _RemoteStages:
             env = embedder.remote(model.key, batch.context["poi"], batch.space.xy)
         # Responses are handed on before they are there: arrays go from stage to stage, not through the gateway.
         condition = conditioner.remote(model.key, batch, env, sampler.guidance != 1)
-        drawn = stage.remote(model.key, batch, condition, sampler, draws, seed, deadline)
+        drawn = stage.remote(model.key, _drawn_from(batch), condition, sampler, draws, seed, deadline)
         try:
             forecast: Forecast | None = await drawn
         except asyncio.CancelledError:
@@ -105,6 +108,11 @@ class _RemoteStages:
                     response.cancel()
             raise
         return forecast
+
+
+def _drawn_from(batch: TrafficBatch) -> TrafficBatch:
+    """The batch as the sampler is sent it: what surrounds sites it is told by the condition, and vectors of every slot are large."""
+    return replace(batch, context={name: value for name, value in batch.context.items() if name not in URBAN_CONTEXTS})
 
 
 class _RemotePlanner:
@@ -247,7 +255,9 @@ def app(args: ServeArgs) -> serve.Application:
     if ray.is_initialized():  # Serve builds a config's application on the cluster; without one it is only looked at
         refuse_open_cluster(ray.get_runtime_context().gcs_address, None)
     for name, folder in args.checkpoints.items():
-        served_model(name, folder)
+        kind = served_model(name, folder).model
+        if args.group_stations and registry.model(kind).on_grid:
+            raise ValueError(f"group_stations: True with {name!r}, a {kind} model, expected False: it takes tiles of a grid")
     if args.store is not None:
         _check_store(args, args.store)
     read_token(args.token_file)
@@ -258,18 +268,19 @@ def app(args: ServeArgs) -> serve.Application:
         # It stands still until it is asked for a decision: a fifth of a core is set aside, and a decision takes what it finds.
         _deployment("planner", PlannerStage, cpus=0.2, ongoing=1).options(max_queued_requests=8).bind(),
     )
-    return _deployment("gateway", serve.ingress()(Gateway), cpus=0.2, ongoing=2 * args.most_requests).bind(args, *stages)
+    gateway = _deployment("gateway", serve.ingress()(Gateway), cpus=0.2, ongoing=2 * args.most_requests)
+    # A request that was let in is answered before its gateway goes, also where new stages have yet to start.
+    return gateway.options(graceful_shutdown_timeout_s=args.limits.timeout_s + 30).bind(args, *stages)
 
 
 def _check_store(args: ServeArgs, folder: str) -> None:
-    """ValueError, before anything is deployed, for a store that cannot be read, and where stations are not grouped as they are in it."""
+    """ValueError, before anything is deployed, for a store that cannot be read, and where tiles are not made as they are in it."""
     cities = Cities(folder)
     assert cities.names is not None and cities.store is not None
     layout = cities.store.layout
-    if args.group_stations != layout.group_stations:
-        raise ValueError(f"group_stations: {args.group_stations}, expected {layout.group_stations} as {folder} was prepared")
-    if args.group_stations and args.tile != layout.tile:
-        raise ValueError(f"tile: {args.tile}, expected {layout.tile} as {folder} was prepared")
+    for name, ours, theirs in (("group_stations", args.group_stations, layout.group_stations), ("tile", args.tile, layout.tile)):
+        if ours != theirs:
+            raise ValueError(f"{name}: {ours}, expected {theirs} as {folder} was prepared")
 
 
 def _deployment(name: str, kind: Any, cpus: float, ongoing: int) -> serve.Deployment:
@@ -287,16 +298,25 @@ def serve_checkpoints(config: ServeConfig) -> str:
             f"host: {config.host!r} without a token, expected 127.0.0.1, or a token: token_file, or the environment's "
             "RAYTRAFFIC_SERVE_TOKEN_FILE"
         )
-    names = dict(checkpoint.partition("=")[::2] for checkpoint in config.checkpoints)
-    args = ServeArgs(checkpoints=names, store=config.store, token_file=config.token_file)
+    args = args_of(config)
     application = app(args)
     connect()
     serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": args.limits.timeout_s + 30})
     serve.run(application, name="raytraffic", route_prefix="/", logging_config={"log_level": "WARNING"})
-    print(f"raytraffic serves {', '.join(names)} at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+    print(f"raytraffic serves {', '.join(args.checkpoints)} at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         serve.shutdown()
-    return f"served {', '.join(names)}"
+    return f"served {', '.join(args.checkpoints)}"
+
+
+def args_of(config: ServeConfig) -> ServeArgs:
+    """The application's arguments, with tiles as those of the store where there is one; ValueError where it cannot be read."""
+    names = dict(checkpoint.partition("=")[::2] for checkpoint in config.checkpoints)
+    args = ServeArgs(checkpoints=names, store=config.store, token_file=config.token_file)
+    if config.store is None:
+        return args
+    layout = open_store(config.store).layout
+    return args.model_copy(update={"tile": layout.tile, "group_stations": layout.group_stations})

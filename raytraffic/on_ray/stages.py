@@ -174,9 +174,10 @@ class Job:
 
     def kind(self) -> tuple[Any, ...]:
         """Jobs of one kind may share calls of the network."""
-        _, c, t, s = self.batch.shape
-        names = tuple(sorted(self.batch.context))
-        return self.key, self.sampler, c, t, s, self.batch.space.grid, self.batch.space.xy is None, names, self.condition.free is None
+        batch, condition = self.batch, self.condition
+        contexts = tuple(sorted((name, value.shape[1:]) for name, value in batch.context.items()))
+        told = tuple(None if value is None else value.shape[1:] for value in (condition.vector, condition.tokens, condition.field))
+        return self.key, self.sampler, batch.shape[1:], batch.space.grid, batch.space.xy is None, contexts, told, condition.free is None
 
 
 #: What a job comes to: None where no one waited for it any more, the error where it failed.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raytraffic.serving.refused import Refused, brief, check_slots
 
-__all__ = ["is_compressed", "lists", "values"]
+__all__ = ["is_compressed", "lists", "texts", "values"]
 
 #: Numbers of fields: a Message's header, a DictionaryBatch's data, a RecordBatch's compression.
 _HEADER, _DATA, _COMPRESSION = 2, 1, 3
@@ -45,29 +45,47 @@ def is_compressed(body: bytes) -> bool:
 
 def lists(table: pa.Table, name: str, most: int) -> NDArray:
     """(s, t) float64 of a column of lists of at most `most` slots, null as NaN."""
+    column = _rectangle(table, name, most, "a list of numbers a station")
+    if not (_is_number(column.type.value_type) or pa.types.is_null(column.type.value_type)):
+        raise Refused.of(["columns", name], brief(column.type), "a list of numbers a station")
+    try:
+        flat = column.flatten().cast(pa.float64(), safe=False)
+    except pa.ArrowException:
+        raise Refused.of(["columns", name], brief(column.type), "a list of numbers a station") from None
+    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
+
+
+def texts(table: pa.Table, name: str, most: int) -> pa.Array:
+    """(s * t) strings, or null, of a column of lists of at most `most` slots, those of a station side by side."""
+    column = _rectangle(table, name, most, "a list of texts a station")
+    kind = column.type.value_type
+    if not (_is_text(kind) or pa.types.is_null(kind)):
+        raise Refused.of(["columns", name], brief(column.type), "a list of texts a station")
+    try:
+        return column.flatten().cast(pa.string())
+    except pa.ArrowException as error:
+        raise Refused.of(["columns", name], brief(error), "a list of texts a station") from None
+
+
+def _rectangle(table: pa.Table, name: str, most: int, expected: str) -> pa.Array:
+    """A column of lists, one a station, of as many slots each and at most `most`."""
     column = table.column(name).combine_chunks()
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise Refused.of(["columns", name], brief(kind), "a list of numbers a station")
+        raise Refused.of(["columns", name], brief(kind), expected)
     if column.null_count:
         raise Refused.of(["columns", name], f"{column.null_count} stations of null", "a list a station")
     lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) != 1:
         raise Refused.of(["columns", name], f"lists of {int(lengths[0])} to {int(lengths[-1])} slots", "as many slots of every station")
     check_slots(int(lengths[0]), ["columns", name], most)
-    if not (_is_number(kind.value_type) or pa.types.is_null(kind.value_type)):
-        raise Refused.of(["columns", name], brief(kind), "a list of numbers a station")
-    try:
-        flat = column.flatten().cast(pa.float64(), safe=False)
-    except pa.ArrowException:
-        raise Refused.of(["columns", name], brief(kind), "a list of numbers a station") from None
-    return flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1)
+    return column
 
 
 def values(table: pa.Table, name: str, kind: pa.DataType) -> list[Any]:
     """Numbers, or texts that stand one after another: of dictionaries, views and runs a small body could name a large text often."""
     column = table.column(name)
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    text = _is_text(column.type)
     if text != pa.types.is_string(kind) or not (text or _is_number(column.type)):
         raise Refused.of(["columns", name], brief(column.type), str(kind))
     if column.null_count:
@@ -76,6 +94,10 @@ def values(table: pa.Table, name: str, kind: pa.DataType) -> list[Any]:
         return list(column.cast(kind).to_pylist())
     except pa.ArrowException as error:
         raise Refused.of(["columns", name], brief(error), str(kind)) from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

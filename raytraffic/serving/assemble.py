@@ -21,6 +21,7 @@ from raytraffic.randomness import fold_numpy, text_key
 from raytraffic.serving.known import CityTiles, KnownCity
 from raytraffic.serving.query import Query
 from raytraffic.serving.refused import Refused
+from raytraffic.serving.whereabouts import check_places
 from raytraffic.store.statistics import clock
 from raytraffic.store.tiling import tile_name
 from raytraffic.types import TrafficBatch
@@ -57,15 +58,18 @@ def chunks(query: Query, known: KnownCity | None, tile: tuple[int, int], tiles: 
     """The query's windows, `tiles` at a time; `known` is what the server knows of the query's city. With `group_stations` stations without
     cells are put into tiles of neighbours, as a store that was prepared so has them.
 
-    Raises Refused when the city was measured at another granularity, with other services or other environment vectors.
+    Raises Refused when the city was measured at another granularity, with other services or other environment vectors, and for places
+    that it does not have.
     """
     statistics = None if known is None else known.statistics
     _check_city(query, known)
+    if query.places is not None:
+        check_places(query.places, query.ask.city, known)
     xy = _metres(query, known)
     names, members = _tiles(query, tile, xy, known, group_stations)
     length = query.traffic.shape[1]
     horizon = horizon_of(query)
-    history = length if horizon == 0 else ForecastRequest(horizon=horizon).history(query.model.window)
+    history = length if horizon == 0 else ForecastRequest(horizon=horizon, hop=query.ask.hop).history(query.model.window)
     first = length - history  # < 0: slots of which nothing is known lead the window
     minutes = query.start_minute + (first + np.arange(history + horizon)) * query.ask.step_minutes
     slot, weekday = clock(minutes, query.ask.step_minutes)
@@ -85,11 +89,12 @@ def chunks(query: Query, known: KnownCity | None, tile: tuple[int, int], tiles: 
         }
         users = query.users if query.users is not None else np.full_like(query.traffic[0], np.nan)
         columns["users"] = _placed(users[None], cells, first, history, horizon)[:, 0]
-        batch = to_batch(columns, None, tile)
+        batch = to_batch(columns, None, None if group_stations else tile)  # a group of stations is no grid
         if "expected_users" in query.model.contexts:  # NaN where none are given, so that requests with and without them share calls
             batch = replace(batch, context={**batch.context, "expected_users": _expected(query, cells, history + horizon)})
         if "env" in query.model.contexts:
-            batch = replace(batch, context={**batch.context, "env": _environment(query, sites, known)})
+            env = _visited(query, cells, first, history + horizon, known) if _move(query, known) else _environment(query, sites, known)
+            batch = replace(batch, context={**batch.context, "env": env})
         there = (cells >= 0)[:, None, None]
         asked = np.isnan(traffic) if horizon == 0 else np.arange(history + horizon)[:, None] >= history
         yield Chunk(
@@ -142,6 +147,25 @@ def _environment(query: Query, sites: NDArray[np.object_], known: KnownCity | No
     if known is None or not known.env_features:
         return torch.full((len(sites), 1, sites.shape[1], query.model.env_features), torch.nan)
     return known.environment(sites)[:, None]
+
+
+def _move(query: Query, known: KnownCity | None) -> bool:
+    """Whether a window says of every slot where users are: as the query does, or as those of the store do, whether or not it is known."""
+    return query.places is not None or (known is not None and bool(known.places))
+
+
+def _visited(query: Query, cells: NDArray[np.int64], first: int, slots: int, known: KnownCity | None) -> torch.Tensor:
+    """(n, slots, s, d) the environment vectors of where the users of cells (n, s) are from slot `first` on, NaN where that is unknown."""
+    n, s = cells.shape
+    if query.places is None:
+        return torch.full((n, slots, s, query.model.env_features), torch.nan)
+    assert known is not None, "places were checked"
+    at = np.full((n, slots, s), -1, dtype=np.int64)
+    tile, cell = np.nonzero(cells >= 0)
+    spoken = query.places.place[max(first, 0) :, cells[tile, cell]]
+    begin = max(-first, 0)
+    at[tile, begin : begin + len(spoken), cell] = spoken.T
+    return known.environment(np.array([*query.places.names, ""], dtype=object))[torch.from_numpy(at)]
 
 
 def _tiles(

@@ -94,7 +94,8 @@ class TileSeries:
     """Slots of one tile: traffic (c, t, s) and users (t, s), NaN where nothing was measured, poi (s,) by category.
 
     sites (s,) are names, "" where the tile has no cell; cells (s, 2) their rows and columns of the city's grid, where tiles that are no
-    grid's have made-up places; None for a lone station, which is a tile by itself.
+    grid's have made-up places; None for a lone station, which is a tile by itself. places (t, s) are the names of where users were, None
+    where that is unknown.
     """
 
     sites: tuple[str, ...]
@@ -102,6 +103,7 @@ class TileSeries:
     traffic: _Floats
     users: _Floats
     poi: Mapping[str, _Floats]
+    places: NDArray[np.object_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +126,13 @@ class _Places:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Slots of some tiles: traffic (p, c, t, s), users (p, t, s), poi (p, k, s), xy (p, s, 2)."""
+    """Slots of some tiles: traffic (p, c, t, s), users (p, t, s), poi (p, k, s), xy (p, s, 2), place (p, t, s), -1 unknown."""
 
     traffic: _Floats
     users: _Floats
     poi: _Floats
     xy: _Floats
+    place: _Ints
 
 
 class Cities:
@@ -180,6 +183,7 @@ class Cities:
                     statistics=self._statistics[city],
                     tiles=CityTiles(self._windows.site_names(rows), self._site_metres(rows), index.key[rows]),
                     surroundings=self._windows.surroundings if environment_features(self._windows.store) else None,
+                    places=frozenset(self._windows.store.places.get(city, ())),
                 )
             return self._known[city]
 
@@ -228,8 +232,10 @@ class Cities:
         categories = self._windows.poi_categories
         shape = self._windows.store.layout.tile
         inside = np.stack(np.divmod(np.arange(shape[0] * shape[1]), shape[1]), axis=1)
+        names = np.array([*self._windows.store.places.get(city, ()), None], dtype=object)
         return TileSeries(
             sites=tuple(places.sites[number]),
+            places=names[block.place[0]],
             cells=None if places.lone()[number] else places.tile[number] * shape + inside,
             traffic=block.traffic[0],
             users=block.users[0],
@@ -317,6 +323,7 @@ class Cities:
             users=np.full((p, slots, cells), np.nan, dtype=np.float32),
             poi=np.zeros((p, len(reader.poi_categories), cells), dtype=np.float32),
             xy=np.full((p, cells, 2), np.nan, dtype=np.float32),
+            place=np.full((p, slots, cells), -1, dtype=np.int64),
         )
         wanted = {
             row + run: (number, low, high, run)
@@ -334,6 +341,8 @@ class Cities:
                 block.users[number, target] = held.users[inside]
                 block.poi[number, order] = held.poi
                 block.xy[number] = held.xy
+                if held.place is not None:
+                    block.place[number, target] = np.nan_to_num(held.place[inside], nan=-1)
         return block
 
     def _spans(self, first: int, stop: int, steps: int) -> Iterator[tuple[int, int, int]]:

@@ -212,6 +212,9 @@ def _asked(service: ForecastService, facts: CityFacts, station: Station, content
         "traffic": {name: _nulls(series.T[cells]) for name, series in zip(facts.services, traffic, strict=True)},
         "users": _nulls(tile.users.T[cells]),
     }
+    known = service.cities.known(facts.name)
+    if model.moving and known is not None and known.env_features:
+        body["places"] = tile.places.T[cells].tolist()
     return read_json(json.dumps(body).encode(), service.limits, service.models), None if generation else tile
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def request_object(
         if dot:
             nested[group][inner] = values
     stations = {name: columns[name] for name in ("id", "row", "column", "x", "y") if name in columns}
-    series = {name: columns[name] for name in ("traffic", "users", "expected_users") if name in columns}
+    series = {name: columns[name] for name in ("traffic", "users", "expected_users", "places") if name in columns}
     traffic = {"traffic": nested["traffic"]} if nested["traffic"] else {}
     poi = {"poi": nested["poi"]} if nested["poi"] else {}
     return {**json.loads(table.schema.metadata[METADATA]), "stations": {**stations, **poi}, **series, **traffic}
@@ -74,10 +75,14 @@ def _request(history: pd.DataFrame, sites: pd.DataFrame | None, future: pd.DataF
         columns[name] = _lists(len(ids), slots, station[mine], slot[mine] - first, rows["traffic"].to_numpy()[mine])
     if "users" in history:
         columns["users"] = _lists(len(ids), slots, station, slot - first, _users(rows))
-    if future is not None:
-        generation = settings.get("task") == "generation"
-        begin, count = (first, slots) if generation else (first + slots, settings.get("horizon"))
-        columns["expected_users"] = _expected(future, ids, step, begin, count)
+    generation = settings.get("task") == "generation"
+    begin, count = (first, slots) if generation else (first + slots, settings.get("horizon"))
+    known = _Future() if future is None else _future(future, ids, step, begin, count)
+    if known.expected_users is not None:
+        columns["expected_users"] = known.expected_users
+    if "place" in history or known.place is not None:
+        before = _names(len(ids), slots, station, slot - first, _places(rows))
+        columns["places"] = pa.array(_whereabouts(before, known.place, generation).tolist(), pa.list_(pa.string()))
     ask = {"start": str(np.datetime64(first * step, "m")), "step_minutes": step, **settings}
     return pa.table(columns).replace_schema_metadata({METADATA: json.dumps(ask).encode()})
 
@@ -97,10 +102,20 @@ def _slots(name: str, rows: pd.DataFrame, keys: Sequence[str], step: int) -> NDA
     return slot
 
 
-def _expected(future: pd.DataFrame, ids: Sequence[str], step: int, begin: int, count: int | None) -> pa.Array:
-    """The users expected in `count` slots from `begin` on, or in as many as there are rows for."""
-    if sorted(map(str, future.columns)) != ["ds", "expected_users", "unique_id"] or future.empty:
-        raise ValueError(f"future: {len(future)} rows of {list(future.columns)}, expected some of unique_id, ds, expected_users")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Future:
+    """What is known of slots that are forecast: the users expected, a list a station, and where users will be, (s, slots) names or None."""
+
+    expected_users: pa.Array | None = None
+    place: NDArray[np.object_] | None = None
+
+
+def _future(future: pd.DataFrame, ids: Sequence[str], step: int, begin: int, count: int | None) -> _Future:
+    """What is known of `count` slots from `begin` on, or of as many as there are rows for."""
+    told = set(map(str, future.columns)) - {"unique_id", "ds"}
+    if future.empty or not told or told - {"expected_users", "place"} or len(told) + 2 != len(future.columns):
+        expected = "some of unique_id, ds, and expected_users, place or both"
+        raise ValueError(f"future: {len(future)} rows of {list(future.columns)}, expected {expected}")
     rows = _named("future", future, ["unique_id", "ds"])
     slot = _slots("future", rows, ["unique_id", "ds"], step) - begin
     station = pd.Index(ids).get_indexer(rows["unique_id"])
@@ -110,7 +125,17 @@ def _expected(future: pd.DataFrame, ids: Sequence[str], step: int, begin: int, c
     outside = (slot < 0) | (slot >= count)
     if outside.any():
         raise ValueError(f"future: {_row(rows, outside)} is none of the {max(count, 0)} slots that are forecast")
-    return _lists(len(ids), count, station, slot, future["expected_users"].to_numpy(dtype=np.float64, na_value=np.nan))
+    users = place = None
+    if "expected_users" in future:
+        users = _lists(len(ids), count, station, slot, future["expected_users"].to_numpy(dtype=np.float64, na_value=np.nan))
+    if "place" in future:
+        place = _names(len(ids), count, station, slot, _texts(future["place"]))
+    return _Future(expected_users=users, place=place)
+
+
+def _texts(names: pd.Series) -> NDArray[np.object_]:
+    """The names as texts, None where there is none."""
+    return np.array([None if missing else str(name) for name, missing in zip(names, names.isna(), strict=True)], dtype=object)
 
 
 def _named(name: str, frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -132,9 +157,9 @@ def _named(name: str, frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def _rows(history: pd.DataFrame) -> pd.DataFrame:
     """The history as texts, whole minutes and float64 numbers, with a service in every row."""
     missing = sorted({"unique_id", "ds", "y"} - set(history.columns))
-    unknown = sorted(set(map(str, history.columns)) - {"unique_id", "ds", "y", "service", "users"})
+    unknown = sorted(set(map(str, history.columns)) - {"unique_id", "ds", "y", "service", "users", "place"})
     if missing or unknown:
-        raise ValueError(f"history: columns {list(history.columns)}, expected unique_id, ds, y and perhaps service, users")
+        raise ValueError(f"history: columns {list(history.columns)}, expected unique_id, ds, y and perhaps service, users, place")
     if history.empty:
         raise ValueError("history: no rows, expected at least two of a station")
     rows = _named("history", history, [key for key in KEYS if key in history])
@@ -142,6 +167,7 @@ def _rows(history: pd.DataFrame) -> pd.DataFrame:
         rows["service"] = "traffic"
     rows["traffic"] = history["y"].to_numpy(dtype=np.float64, na_value=np.nan)
     rows["users"] = history["users"].to_numpy(dtype=np.float64, na_value=np.nan) if "users" in history else np.nan
+    rows["place"] = _texts(history["place"]) if "place" in history else None
     return rows
 
 
@@ -174,6 +200,21 @@ def _users(rows: pd.DataFrame) -> NDArray[np.float64]:
     return users
 
 
+def _places(rows: pd.DataFrame) -> NDArray[np.object_]:
+    """The place of each row, None where none is said; a user is at one at a time, so all services must say the same or nothing."""
+    apart = (rows.groupby(["unique_id", "ds"], sort=False)["place"].transform("nunique") > 1).to_numpy()
+    if apart.any():
+        raise ValueError(f"history: {_row(rows, apart)} is at several places, expected one for all services")
+    return _texts(rows["place"])
+
+
+def _whereabouts(before: NDArray[np.object_], told: NDArray[np.object_] | None, generation: bool) -> NDArray[np.object_]:
+    """(s, t) where users were, with (s, a) where they will be after it, or in generation in the same slots."""
+    if told is None:
+        return before
+    return np.where(told.astype(bool), told, before) if generation else np.hstack((before, told))
+
+
 def _ids(rows: pd.DataFrame, sites: pd.DataFrame | None) -> list[str]:
     """The stations' names, sorted."""
     if sites is None:
@@ -201,6 +242,16 @@ def _site_columns(sites: pd.DataFrame | None, ids: Sequence[str]) -> dict[str, p
         except (pa.ArrowException, TypeError, ValueError):
             raise ValueError(f"sites: column {name!r} holds something else than numbers (whole ones for row and column)") from None
     return columns
+
+
+def _names(
+    stations: int, slots: int, station: NDArray[np.int64], slot: NDArray[np.int64], names: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """(stations, slots) the names that rows say, None where no row is or says none."""
+    grid = np.full((stations, slots), None, dtype=object)
+    said = names.astype(bool)
+    grid[station[said], slot[said]] = names[said]
+    return grid
 
 
 def _lists(

@@ -50,19 +50,27 @@ class CityTiles:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KnownCity:
-    """A city of the store; `statistics` and `surroundings` are None where nothing was measured, and where the store has no embeddings."""
+    """A city of the store; `statistics` and `surroundings` are None where nothing was measured, and where the store has no embeddings.
+
+    `places` are those that its users move between.
+    """
 
     name: str
     statistics: CityStatistics | None
     tiles: CityTiles
     surroundings: Surroundings | None
+    places: frozenset[str] = frozenset()
 
     @property
     def env_features(self) -> int:
         """Features of the environment vectors, 0 where there are none."""
         return 0 if self.surroundings is None else int(self.surroundings.vectors.shape[1])
 
+    def has_place(self, name: str) -> bool:
+        """Whether users may be at a place of this name: one of theirs, or one that has an environment vector."""
+        return name in self.places or (self.surroundings is not None and name in self.surroundings.sites[self.name])
+
     def environment(self, sites: NDArray[np.object_]) -> Tensor:
-        """(n, s, d) the environment vectors of sites (n, s) of any name, NaN where there is none."""
+        """(..., d) the environment vectors of sites or places (...) of any name, NaN where there is none."""
         assert self.surroundings is not None, "asked for where there are env_features"
         return self.surroundings.vectors[torch.from_numpy(self.surroundings.of_sites(self.name, sites))]

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raytraffic import __version__
 from raytraffic.forecasting import quantile_names
 from raytraffic.serving.assemble import horizon_of
+from raytraffic.serving.body import Ask
 from raytraffic.serving.models import ServedModel
-from raytraffic.serving.query import Ask, Query, read_json
+from raytraffic.serving.query import Query, read_json
 from raytraffic.serving.refused import Refused, brief, problems
 from raytraffic.serving.service import ForecastService
 

@@ -21,6 +21,7 @@ class ServedModel:
 
     version   the first digits of the SHA-256 of the checkpoint's marker, which names the hash of every file of it
     env_features   of the environment vectors it is given, 0 where it looks at none
+    moving   whether these may differ from slot to slot, as those of users who move do
     noise_levels   of its schedule, the most steps a sampler can take
     window, services, poi_categories, contexts, sampler   what its configuration says of its inputs and of how it samples
     """
@@ -34,6 +35,7 @@ class ServedModel:
     poi_categories: tuple[str, ...]
     contexts: tuple[str, ...]
     env_features: int
+    moving: bool
     sampler: Sampler
     noise_levels: int
     calibrated: bool
@@ -49,7 +51,8 @@ def served_model(name: str, folder: str) -> ServedModel:
     location = Location.of(folder)
     marker = read_marker(location)
     content = json.loads(read_committed(location, CONFIG))
-    config = from_json(registry.model(content["model"]).config, content["config"], str(location.child(CONFIG)))
+    entry = registry.model(content["model"])
+    config = from_json(entry.config, content["config"], str(location.child(CONFIG)))
     return ServedModel(
         name=name,
         folder=folder,
@@ -60,6 +63,7 @@ def served_model(name: str, folder: str) -> ServedModel:
         poi_categories=config.poi_categories if "poi" in config.contexts else (),
         contexts=tuple(config.contexts),
         env_features=config.env_features if "env" in config.contexts else 0,
+        moving=entry.moving and "env" in config.contexts,
         sampler=config.forecaster.sampler,
         noise_levels=config.forecaster.steps,
         calibrated=CALIBRATION in json.loads(marker),

@@ -20,10 +20,11 @@ from raytraffic.decisions.deployment import StationType
 from raytraffic.decisions.problems import Installed, deployment_problem, sleep_problem
 from raytraffic.decisions.reading import Demand, demand_of_table
 from raytraffic.decisions.solver import SolverLimits
+from raytraffic.serving.body import JsonBody
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
 from raytraffic.serving.planner import Deployment, SleepControl, Wanted
-from raytraffic.serving.query import JsonBody, Query, query_of
+from raytraffic.serving.query import Query, query_of
 from raytraffic.serving.refused import Refused, brief, problems
 
 __all__ = ["DeploymentBody", "PlanningBody", "SleepBody", "draws_of", "forecast_query", "read_planning", "refused_field", "wanted"]

@@ -1,8 +1,8 @@
-"""A forecast request: its fields, how JSON and Arrow bodies are read, and what is refused, by the path of the field.
+"""A forecast request: how JSON and Arrow bodies are read, and what is refused, by the path of the field.
 
 Both bodies hold the same: settings (`Ask`), and columns with one entry a station. In JSON columns are fields of the body; in Arrow they
-are columns of the table (`traffic` or `traffic.<service>`, `users` and `expected_users` lists of slots, `poi.<category>` counts) and the
-settings stand as JSON in the schema's metadata under `raytraffic`.
+are columns of the table (`traffic` or `traffic.<service>`, `users`, `expected_users` and `places` lists of slots, `poi.<category>` counts)
+and the settings stand as JSON in the schema's metadata under `raytraffic`.
 """
 
 from __future__ import annotations
@@ -10,108 +10,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from raytraffic.forecasting import quantile_names
-from raytraffic.masks import LONG, SHORT
 from raytraffic.serving import arrow
+from raytraffic.serving.body import LONGEST_NAME, Ask, JsonBody, Matrix, Names, Stations
 from raytraffic.serving.limits import Limits
 from raytraffic.serving.models import ServedModel
 from raytraffic.serving.refused import Refused, brief, check_slots, problems
+from raytraffic.serving.whereabouts import Whereabouts
 from raytraffic.sources.city import STEP_MINUTES
 
-__all__ = ["ARROW", "METADATA", "Ask", "JsonBody", "Query", "query_of", "read_arrow", "read_json"]
+__all__ = ["ARROW", "METADATA", "Query", "query_of", "read_arrow", "read_json"]
 
 ARROW = "application/vnd.apache.arrow.stream"
 METADATA = b"raytraffic"
 _EPOCH = datetime(1970, 1, 1)
-_LONGEST_NAME = 256
 _FARTHEST = 1e8
 
 _Floats = NDArray[np.float32]
-Matrix = list[list[float | None]]
-
-
-class Ask(BaseModel):
-    """The settings of a request."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str | None = Field(None, max_length=_LONGEST_NAME, description="A served model's name; the server's first if not given.")
-    city: str | None = Field(
-        None,
-        max_length=_LONGEST_NAME,
-        description="A city the server has measured (GET /v1/cities): its weekly profile and levels are used. Without it the "
-        "forecast rests on the request's history alone.",
-    )
-    start: datetime = Field(description="Local wall-clock time of the first slot of history, without zone, on a whole step.")
-    step_minutes: int = Field(description=f"Minutes of a slot, one of {STEP_MINUTES}.")
-    task: Literal["short", "long", "generation"] | None = Field(
-        None,
-        description="short and long: the horizons a model was trained for (a quarter and three quarters of its window); generation: every "
-        "null of `traffic` is answered (stations without history, gaps) and nothing after it. Exactly one of task and horizon.",
-    )
-    horizon: int | None = Field(None, ge=1, description="Slots after the history that are forecast, any number.")
-    quantiles: list[float] = Field([0.1, 0.5, 0.9], description="Increasing levels in [0, 1].")
-    draws: int = Field(20, ge=1, description="Draws of the forecast.")
-    keep_draws: bool = Field(False, description="Answer the draws themselves too.")
-    steps: int | None = Field(None, ge=1, description="Sampler steps; the model's own number if not given.")
-    seed: int = Field(0, ge=-(2**63), lt=2**63, description="The same request with the same seed has the same answer.")
-    timeout_s: float | None = Field(None, gt=0, description="The work is dropped when the answer takes longer.")
-    stream: bool = Field(False, description="Answer station groups as they are ready: an Arrow stream, or one JSON object a line.")
-
-    def slots(self, window: int) -> int:
-        """Slots after the history that a model of this window is asked for; 0 in generation."""
-        if self.task == "generation":
-            return 0
-        return self.horizon if self.horizon is not None else round(window * (SHORT if self.task == "short" else LONG).low)
-
-
-class Stations(BaseModel):
-    """Columns that say what each station is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: list[str] = Field(description="Unique names.")
-    row: list[int] | None = Field(None, description="With `column`: the station's cell of the city's grid, so that near cells help.")
-    column: list[int] | None = None
-    x: list[float] | None = Field(
-        None,
-        description="With `y`: where the station stands, in metres of any one local projection, so that models know who is near whom. "
-        "Where they are not given, stations of a city that the server knows by these ids stand where its store says.",
-    )
-    y: list[float] | None = None
-    poi: dict[str, list[float]] | None = Field(None, description="Counts of points of interest, by category.")
-
-
-class JsonBody(Ask):
-    """A request in JSON."""
-
-    stations: Stations
-    traffic: Matrix | dict[str, Matrix] | None = Field(
-        None,
-        description="Measured traffic, one list of slots a station, null where nothing was measured; by service where a model has several. "
-        "May be left out in generation, which then answers one whole window.",
-    )
-    users: Matrix | None = Field(None, description="Active users, as `traffic`; they count only where traffic is known.")
-    expected_users: Matrix | None = Field(
-        None,
-        description="Your own forecast of the users: one list a station of the slots that are forecast (in generation: of the slots of "
-        "`traffic`), null where you expect nothing. Only for models with `expected_users` among their `contexts` (GET /v1/models).",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Query:
     """A request that was read and checked (axes: c service, t slot of history, a answered slot, s station).
 
-    traffic (c, t, s), users (t, s) and expected_users (a, s) float32 with NaN; cell (s, 2) row and column of the grid, or None; xy (s, 2)
-    metres, or None; poi by category (s,). The answered slots are those after the history, or the history's own in generation.
+    traffic (c, t, s), users (t, s) and expected_users (a, s) float32 with NaN; places of t slots, or of t + a; cell (s, 2) row and column
+    of the grid, or None; xy (s, 2) metres, or None; poi by category (s,). The answered slots are those after the history, or the history's
+    own in generation.
     """
 
     ask: Ask
@@ -121,6 +51,7 @@ class Query:
     traffic: _Floats
     users: _Floats | None
     expected_users: _Floats | None
+    places: Whereabouts | None
     cell: NDArray[np.int64] | None
     xy: _Floats | None
     poi: Mapping[str, _Floats]
@@ -147,13 +78,14 @@ def query_of(content: JsonBody, limits: Limits, models: Mapping[str, ServedModel
     ask = Ask(**{name: getattr(content, name) for name in Ask.model_fields})
     given = content.traffic if isinstance(content.traffic, dict) else {} if content.traffic is None else {"traffic": content.traffic}
     named = isinstance(content.traffic, dict)
-    users, expected = content.users, content.expected_users
+    users, expected, places = content.users, content.expected_users, content.places
     series = _Series(
         traffic={
             name: _matrix(rows, ["traffic", name] if named else ["traffic"], stations, limits.history) for name, rows in given.items()
         },
         users=None if users is None else _matrix(users, ["users"], stations, limits.history),
         expected_users=None if expected is None else _matrix(expected, ["expected_users"], stations, _longest(limits)),
+        places=None if places is None else _whereabouts(places, stations, limits),
     )
     return _query(ask, content.stations, series, limits, models)
 
@@ -178,10 +110,10 @@ def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -
         raise Refused(problems(error, ask_json)) from None
     if len(set(names)) < len(names):
         raise Refused.of(["columns"], brief(names), "different names")
-    plain = ("id", "row", "column", "x", "y", "users", "expected_users", "traffic")
+    plain = ("id", "row", "column", "x", "y", "users", "expected_users", "places", "traffic")
     unknown = [n for n in names if n not in plain and not n.startswith(("traffic.", "poi."))]
     if unknown or "id" not in names:
-        expected = "id, row, column, x, y, traffic or traffic.<service>, users, expected_users, poi.<category>"
+        expected = "id, row, column, x, y, traffic or traffic.<service>, users, expected_users, places, poi.<category>"
         raise Refused.of(["columns"], brief(unknown or names), expected)
     _count(len(table), limits)
     most = max(model.services for model in models.values())
@@ -195,9 +127,10 @@ def read_arrow(body: bytes, limits: Limits, models: Mapping[str, ServedModel]) -
         traffic={name.removeprefix("traffic."): arrow.lists(table, name, limits.history) for name in traffic},
         users=arrow.lists(table, "users", limits.history) if "users" in names else None,
         expected_users=arrow.lists(table, "expected_users", _longest(limits)) if "expected_users" in names else None,
+        places=Whereabouts.of(arrow.texts(table, "places", _spoken(limits)), len(table)) if "places" in names else None,
     )
-    places = {"row": pa.int64(), "column": pa.int64(), "x": pa.float64(), "y": pa.float64()}
-    given = {name: arrow.values(table, name, kind) for name, kind in places.items() if name in names}
+    kinds = {"row": pa.int64(), "column": pa.int64(), "x": pa.float64(), "y": pa.float64()}
+    given = {name: arrow.values(table, name, kind) for name, kind in kinds.items() if name in names}
     poi = {name.removeprefix("poi."): arrow.values(table, name, pa.float64()) for name in names if name.startswith("poi.")}
     return _query(ask, Stations.model_construct(None, id=ids, poi=poi, **given), series, limits, models)
 
@@ -209,6 +142,7 @@ class _Series:
     traffic: Mapping[str, NDArray]
     users: NDArray | None
     expected_users: NDArray | None
+    places: Whereabouts | None
 
 
 def _query(ask: Ask, stations: Stations, series: _Series, limits: Limits, models: Mapping[str, ServedModel]) -> Query:
@@ -236,6 +170,9 @@ def _query(ask: Ask, stations: Stations, series: _Series, limits: Limits, models
         raise Refused.of(["traffic"], brief(shapes), "as many slots of every service and of users")
     traffic = np.stack([_numbers(values, "traffic", limits.traffic) for values in matrices.values()])
     _check_amount(ask, model.window, traffic, limits)
+    _check_hop(ask, model.window)
+    if series.places is not None:
+        _check_places(series.places, traffic.shape[2], ask.slots(model.window), model)
     if expected is not None:
         _check_expected(expected, ask.slots(model.window) or traffic.shape[2], model, limits)
     for name, counts in poi.items():
@@ -249,6 +186,7 @@ def _query(ask: Ask, stations: Stations, series: _Series, limits: Limits, models
         traffic=traffic.transpose(0, 2, 1).astype(np.float32),
         users=None if users is None else _numbers(users, "users", limits.traffic).T.astype(np.float32),
         expected_users=None if expected is None else expected.T.astype(np.float32),
+        places=series.places,
         cell=_cells(stations.row, stations.column, len(ids)),
         xy=_metres(stations.x, stations.y, len(ids)),
         poi={name: counts.astype(np.float32) for name, counts in poi.items()},
@@ -285,8 +223,8 @@ def _check_settings(ask: Ask, limits: Limits, models: Mapping[str, ServedModel])
 def _check_names(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for i, name in enumerate(ids):
-        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise Refused.of(["stations", "id", i], repr(name[:40]), f"1 to {_LONGEST_NAME} printable characters")
+        if not name or len(name) > LONGEST_NAME or not name.isprintable():
+            raise Refused.of(["stations", "id", i], repr(name[:40]), f"1 to {LONGEST_NAME} printable characters")
         if name in seen:
             raise Refused.of(["stations", "id", i], repr(name), "a name that no other station has")
         seen.add(name)
@@ -311,6 +249,25 @@ def _check_amount(ask: Ask, window: int, traffic: NDArray, limits: Limits) -> No
         raise Refused.of(["traffic"], "no null", "at least one, for generation answers nulls")
 
 
+def _check_hop(ask: Ask, window: int) -> None:
+    if ask.hop is None:
+        return
+    horizon = ask.slots(window)
+    if horizon == 0:
+        raise Refused.of(["hop"], ask.hop, "none in generation, which forecasts no slot after the history")
+    if ask.hop > min(horizon, window - 1):
+        expected = f"1 to {min(horizon, window - 1)}: at most the horizon, and less than the model's window of {window} slots"
+        raise Refused.of(["hop"], ask.hop, expected)
+
+
+def _check_places(places: Whereabouts, slots: int, answered: int, model: ServedModel) -> None:
+    if not model.moving:
+        raise Refused.of(["places"], "given", f"none, for model {model.name!r} does not look at where users are slot by slot")
+    if places.slots not in (slots, slots + answered):
+        beyond = f", or {slots + answered} with those that are forecast" if answered else ""
+        raise Refused.of(["places"], f"{places.slots} slots", f"{slots}, the slots of traffic{beyond}")
+
+
 def _check_expected(expected: NDArray, answered: int, model: ServedModel, limits: Limits) -> None:
     """`expected` (s, a)."""
     if "expected_users" not in model.contexts:
@@ -330,8 +287,24 @@ def _longest(limits: Limits) -> int:
     return max(limits.history, limits.horizon)
 
 
+def _spoken(limits: Limits) -> int:
+    """The most slots that a series of history and horizon has."""
+    return limits.history + limits.horizon
+
+
+def _whereabouts(rows: Names, stations: int, limits: Limits) -> Whereabouts:
+    _check_rectangle(rows, ["places"], stations, _spoken(limits))
+    return Whereabouts.of(pa.array([name for row in rows for name in row], pa.string()), stations)
+
+
 def _matrix(rows: Matrix, loc: list[str], stations: int, most: int) -> NDArray:
     """(s, t) float64 of at most `most` slots, null as NaN."""
+    _check_rectangle(rows, loc, stations, most)
+    return np.array(rows, dtype=np.float64).reshape(stations, -1)
+
+
+def _check_rectangle(rows: Sequence[Sequence[object]], loc: list[str], stations: int, most: int) -> None:
+    """One list a station, of as many slots each and at most `most`."""
     if len(rows) != stations:
         raise Refused.of(loc, f"{len(rows)} lists", f"{stations}, one a station")
     slots = len(rows[0])
@@ -339,7 +312,6 @@ def _matrix(rows: Matrix, loc: list[str], stations: int, most: int) -> NDArray:
         if len(row) != slots:
             raise Refused.of([*loc, i], f"{len(row)} slots", f"{slots}, as of the first station")
     check_slots(slots, loc, most)
-    return np.array(rows, dtype=np.float64).reshape(stations, slots)
 
 
 def _numbers(values: NDArray, name: str, largest: float) -> NDArray:

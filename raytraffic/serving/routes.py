@@ -17,11 +17,12 @@ from raytraffic import __version__
 from raytraffic.serving.access import Access
 from raytraffic.serving.admission import Busy
 from raytraffic.serving.answer import about, arrow_bytes, json_object, plain_table
+from raytraffic.serving.body import JsonBody
 from raytraffic.serving.explorer import explorer_routes
 from raytraffic.serving.guard import Guard
 from raytraffic.serving.kserve import kserve_routes, tensor_schema
 from raytraffic.serving.planning_routes import planning_routes, planning_schema
-from raytraffic.serving.query import ARROW, JsonBody, Query, read_arrow, read_json
+from raytraffic.serving.query import ARROW, Query, read_arrow, read_json
 from raytraffic.serving.refused import ANSWERS, Refused
 from raytraffic.serving.service import Expired, ForecastService
 
@@ -106,6 +107,7 @@ def build_api(service: ForecastService, ready: Callable[[], Awaitable[bool]]) ->
                 "window": model.window,
                 "services": model.services,
                 "contexts": list(model.contexts),
+                "places": model.moving,
                 "poi_categories": list(model.poi_categories),
                 "steps": model.sampler.steps,
                 "calibrated": model.calibrated,

@@ -106,7 +106,7 @@ class ForecastService:
 
     async def _answer(self, query: Query, chunk: Chunk, deadline: float) -> pa.Table:
         ask, sampler = query.ask, sampler_of(query)
-        pieces = in_windows(chunk.batch, query.model.window, ask.draws)
+        pieces = in_windows(chunk.batch, query.model.window, ask.draws, ask.hop)
         piece, draws = next(pieces)
         try:
             while True:
@@ -125,7 +125,7 @@ class ForecastService:
     def _work(self, query: Query, chunk: Chunk) -> float:
         """Rows times sampler steps, of every window of a rollout."""
         window = query.model.window
-        times = 1 + max(0, -(-(chunk.batch.shape[2] - window) // (window // 2)))
+        times = 1 + max(0, -(-(chunk.batch.shape[2] - window) // (query.ask.hop or window // 2)))
         return float(len(chunk.sites) * query.ask.draws * sampler_of(query).steps * times)
 
     def check(self, query: Query) -> None:

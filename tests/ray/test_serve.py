@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,13 @@ def served(cluster: None, store: Path, model: Path, tmp_path_factory: pytest.Tem
     serve.shutdown()
 
 
-def deploy(args: ServeArgs) -> None:
-    """As `serve deploy` does: what a config leaves as it was goes on running."""
-    small = [
-        {"name": name, "ray_actor_options": {"num_cpus": 0.1}} for name in ("gateway", "embedder", "conditioner", "sampler", "planner")
-    ]
+#: What the application consists of, where no config says more of it.
+DEPLOYMENTS = tuple({"name": name} for name in ("gateway", "embedder", "conditioner", "sampler", "planner"))
+
+
+def deploy(args: ServeArgs, deployments: Sequence[Mapping[str, Any]] = DEPLOYMENTS) -> None:
+    """As `serve deploy` does: what a config leaves as it was goes on running. Every replica is given a tenth of a CPU."""
+    small = [{**deployment, "ray_actor_options": {"num_cpus": 0.1}} for deployment in deployments]
     application = {
         "name": "raytraffic",
         "import_path": "raytraffic.on_ray.serve:app",
@@ -277,7 +279,7 @@ def test_a_new_version_is_rolled_out_under_traffic(served: Served, model: Path, 
     def load() -> None:
         while not stop.is_set():
             answer = served.ask()
-            versions.append(answer.json()["version"] if answer.status_code == 200 else answer.status_code)
+            versions.append(answer.json()["version"] if answer.status_code == 200 else f"{answer.status_code}: {answer.text}")
 
     thread = threading.Thread(target=load)
     thread.start()

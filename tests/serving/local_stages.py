@@ -225,7 +225,7 @@ def json_bytes(body: Mapping[str, Any]) -> bytes:
 
 def arrow_table(body: Mapping[str, Any]) -> pa.Table:
     """The table that says what a JSON request says."""
-    columns = {"stations", "traffic", "users", "expected_users"}
+    columns = {"stations", "traffic", "users", "expected_users", "places"}
     stations = body["stations"]
     table: dict[str, Any] = {"id": pa.array(stations["id"], pa.string())}
     table |= {name: pa.array(stations[name], pa.int64()) for name in ("row", "column") if stations.get(name) is not None}
@@ -235,6 +235,7 @@ def arrow_table(body: Mapping[str, Any]) -> pa.Table:
     named = {f"traffic.{name}": rows for name, rows in traffic.items()} if isinstance(traffic, Mapping) else {"traffic": traffic}
     named |= {name: body[name] for name in ("users", "expected_users") if body.get(name) is not None}
     table |= {name: pa.array(rows, pa.list_(pa.float64())) for name, rows in named.items()}
+    table |= {"places": pa.array(body["places"], pa.list_(pa.string()))} if body.get("places") is not None else {}
     settings = {name: value for name, value in body.items() if name not in columns and value is not None}
     return pa.table(table).replace_schema_metadata({METADATA: json.dumps(settings).encode()})
 

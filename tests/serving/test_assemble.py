@@ -18,7 +18,7 @@ import torch
 from raytraffic.forecasting import ForecastRequest, draws_table, forecast_table, issue_windows
 from raytraffic.randomness import fold_numpy, text_key
 from raytraffic.rollout import rollout
-from raytraffic.serving.assemble import chunks, horizon_of
+from raytraffic.serving.assemble import answer_table, chunks, horizon_of
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.query import Query, read_json
 from raytraffic.serving.refused import Refused
@@ -172,13 +172,15 @@ def theirs_minutes(query: Query, slots: int, windows: int) -> np.ndarray:
     return np.tile(end + (np.arange(slots) - slots) * 30, (windows, 1))
 
 
-@pytest.mark.parametrize("horizon", [4, 8, 19], ids=["short", "half", "rollout"])
+@pytest.mark.parametrize(("horizon", "hop"), [(4, None), (8, None), (19, None), (4, 2)], ids=["short", "half", "rollout", "hop"])
 @pytest.mark.parametrize("name", ["gridton", "stationville", "youngtown", "placed"])
-def test_the_answer_is_the_fleet_s(store: Store, service: ForecastService, ask: Callable[..., Query], name: str, horizon: int) -> None:
-    query = ask(name, horizon=horizon, keep_draws=True, quantiles=[0.05, 0.5])
+def test_the_answer_is_the_fleet_s(
+    store: Store, service: ForecastService, ask: Callable[..., Query], name: str, horizon: int, hop: int | None
+) -> None:
+    query = ask(name, horizon=horizon, hop=hop, keep_draws=True, quantiles=[0.05, 0.5])
     windows = windows_of(store)
     request = ForecastRequest(
-        horizon=horizon, quantiles=(0.05, 0.5), draws=3, keep_draws=True, seed=5, sampler=replace(SAMPLER, steps=2), batch=5
+        horizon=horizon, quantiles=(0.05, 0.5), draws=3, keep_draws=True, seed=5, sampler=replace(SAMPLER, steps=2), batch=5, hop=hop
     )
     rows, starts = issue_windows(windows, request, None, 30)
     mine = store.index.city[rows] == store.index.cities.index(name)
@@ -190,6 +192,20 @@ def test_the_answer_is_the_fleet_s(store: Store, service: ForecastService, ask: 
     end = np.datetime64(CITIES[name].start) + 40 * np.timedelta64(30, "m")
     slots = ((answer["ds"].to_numpy() - end) // np.timedelta64(30, "m")).tolist()
     assert len(answer) == len(asked) and set(zip(answer["unique_id"].to_pylist(), slots, strict=True)) == asked
+
+
+@pytest.mark.parametrize(("hop", "calls"), [(None, 1), (1, 6), (4, 2), (6, 1)])
+def test_a_hop_is_what_is_drawn_at_a_time(service: ForecastService, ask: Callable[..., Query], hop: int | None, calls: int) -> None:
+    """In so many calls of the stages, which is also what the work is counted by; and it is `rollout` with that hop."""
+    query = ask("gridton", horizon=6, hop=hop)
+    (chunk,) = chunks(query, service.cities.known("gridton"), TILE, 100)
+    counting = replace(service, stages=LocalStages(), chunk_tiles=100)
+    answer = run(counting, query)
+    assert counting.stages.calls == calls  # type: ignore[attr-defined]
+    assert counting._work(query, chunk) == len(chunk.sites) * 3 * 2 * calls
+    model = service.stages.forecaster(query.model)  # type: ignore[attr-defined]
+    draws = rollout(model, chunk.batch, WINDOW, replace(SAMPLER, steps=2), 3, 5, hop).draws
+    assert answer.to_pydict() == answer_table(query, chunk, draws).to_pydict()
 
 
 @pytest.mark.parametrize(("tiles", "at_once"), [(1, 7), (3, 2), (100, 1)])

@@ -19,8 +19,9 @@ import requests
 
 from raytraffic.client import Client, ForecastBusy, ForecastFailed, ForecastOptions, ForecastRefused
 from raytraffic.serving.access import TOKEN, Access
+from raytraffic.serving.body import Ask
 from raytraffic.serving.frames import request_bytes, request_object
-from raytraffic.serving.query import METADATA, Ask, read_arrow, read_json
+from raytraffic.serving.query import METADATA, read_arrow, read_json
 from raytraffic.serving.routes import build_api, guarded
 from raytraffic.serving.service import ForecastService
 from tests.serving.local_stages import body_of, grid_city, listening, service_of, small_model, station_city
@@ -155,6 +156,37 @@ def test_a_forecast_of_the_users_is_the_request_it_stands_for(
         client.forecast(long_frame(), future=future, **{**asked, "model": "tiny"})
 
 
+def moving(name: str, settings: dict[str, Any], future: pd.DataFrame | None = None) -> tuple[list[Any], dict[str, Any]]:
+    """A column in Arrow, and the request in JSON, of a user whose place is not known in the third slot and one who is not told of."""
+    frame = pd.concat([one(place=["home", "work", None, "home"]), one(unique_id="b")], ignore_index=True).sample(frac=1, random_state=2)
+    table = pa.ipc.open_stream(request_bytes(frame, None, future, settings)).read_all()
+    return table.column(name).to_pylist(), request_object(frame, None, future, settings)
+
+
+def test_places_are_a_column_of_the_history_and_of_the_future() -> None:
+    before = [["home", "work", None, "home"], [None] * 4]
+    lists, said = moving("places", {"horizon": 3})
+    assert lists == said["places"] == before
+    times = pd.to_datetime(["2024-03-04T02:30", "2024-03-04T03:00", "2024-03-04T02:00"])
+    future = pd.DataFrame({"unique_id": ["a", "a", "b"], "ds": times, "place": ["café", None, 7]})
+    beyond = [[None, "café", None], ["7", None, None]]
+    lists, said = moving("places", {"horizon": 3}, future)
+    assert lists == said["places"] == [[*user, *more] for user, more in zip(before, beyond, strict=True)]
+    assert "expected_users" not in said
+    both, _ = moving("expected_users", {"task": "short"}, future.assign(expected_users=[1.0, 2.0, None]))
+    assert both == [[None, 1.0, 2.0], [None] * 3]
+    times = pd.to_datetime(["2024-03-04T00:00", "2024-03-04T00:30", "2024-03-04T01:00"])
+    same_slots = pd.DataFrame({"unique_id": ["a", "a", "b"], "ds": times, "place": ["café", None, 7]})
+    lists, _ = moving("places", {"task": "generation"}, same_slots)
+    assert lists == [["café", "work", None, "home"], [None, None, "7", None]]
+
+
+def test_a_hop_is_an_option(client: Client, url: str) -> None:
+    answer = client.forecast(long_frame(), sites=sites_frame(), hop=1, **SETTINGS)
+    pd.testing.assert_frame_equal(answer, direct(url, body_of(CITY, hop=1, **SETTINGS)), check_dtype=False)
+    assert not answer.equals(client.forecast(long_frame(), sites=sites_frame(), **SETTINGS))
+
+
 def test_a_task_s_users_are_expected_in_all_its_slots(client: Client) -> None:
     with pytest.raises(ForecastRefused, match=r"^422: body.expected_users: 3 slots, expected 4, the slots that are answered$"):
         client.forecast(long_frame(), future=future_frame(3), task="short", model="told")
@@ -200,6 +232,10 @@ BAD_FRAMES: dict[str, tuple[pd.DataFrame, str]] = {
     "one time": (one().iloc[:1], "one time a station, expected at least two"),
     "a zone": (one(ds=pd.date_range("2024-03-04", periods=4, freq="30min", tz="UTC")), "ds in zone UTC, expected local times"),
     "no name": (one(unique_id=["a", None, "a", "a"]), "unique_id is missing in row 1"),
+    "places of services": (
+        pd.concat([one(service="x", place="here"), one(service="y", place=["here", None, "there", "here"])]),
+        "history: station 'a' at 2024-03-04 01:00:00 is at several places, expected one for all services",
+    ),
     "no time": (one(ds=[*pd.date_range("2024-03-04", periods=3, freq="30min"), pd.NaT]), "ds is missing in row 3"),
     "users of services": (pd.concat([one(service="x", users=1), one(service="y", users=2)]), "has several numbers of users"),
 }  # fmt: skip
@@ -216,6 +252,7 @@ def test_frames_that_are_no_history_are_refused_here(name: str) -> None:
     ("future", "message"),
     [
         ({"users": [1.0]}, r"future: 1 rows of \['unique_id', 'ds', 'expected_users', 'users'\], expected some of unique_id, ds"),
+        ({"place": ["x"], "unique_id": ["b"]}, "station 'b' at 2024-03-04 02:00:00 has neither history nor a row of sites"),
         ({"unique_id": ["b"]}, "station 'b' at 2024-03-04 02:00:00 has neither history nor a row of sites"),
         ({"ds": pd.to_datetime(["2024-03-04T01:30"])}, "station 'a' at 2024-03-04 01:30:00 is none of the 2 slots that are forecast"),
         ({"ds": pd.to_datetime(["2024-03-04T03:00"])}, "station 'a' at 2024-03-04 03:00:00 is none of the 2 slots that are forecast"),

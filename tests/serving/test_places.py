@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
+from raytraffic.config import ServeConfig
 from raytraffic.environment.embeddings import EmbeddingStore, Entry
 from raytraffic.forecasting import ForecastRequest, forecast_table, issue_windows
-from raytraffic.on_ray.serve import ServeArgs, app
+from raytraffic.on_ray.serve import ServeArgs, app, args_of
 from raytraffic.randomness import fold_numpy, text_key
 from raytraffic.serving.assemble import Chunk, chunks
 from raytraffic.serving.cities import Cities
 from raytraffic.serving.query import Query, read_json
 from raytraffic.serving.refused import Refused
+from raytraffic.serving.routes import build_api
 from raytraffic.serving.service import ForecastService
 from raytraffic.sources.city import City
 from raytraffic.store import Layout, Store
@@ -114,10 +118,33 @@ def test_the_answer_is_the_fleet_s(store: Store, service: ForecastService, ask: 
         assert ours.dtype == wanted.dtype and torch.equal(ours.nan_to_num(-1), wanted.nan_to_num(-1)), name
     assert chunk.batch.space.xy is not None and theirs.space.xy is not None
     assert torch.equal(chunk.batch.space.xy.nan_to_num(-1), theirs.space.xy[order].nan_to_num(-1))
-    assert torch.equal(chunk.batch.key, theirs.key[order])
+    assert torch.equal(chunk.batch.key, theirs.key[order]) and chunk.batch.space.grid == theirs.space.grid
     expected = forecast_table(service.stages.forecaster(query.model), windows, rows, starts, request)  # type: ignore[attr-defined]
     ours, wanted = (sorted(table.to_pylist(), key=lambda row: (row["unique_id"], row["ds"])) for table in (run(service, query), expected))
     assert ours == wanted and len(ours) == 10 * 4
+
+
+async def _ready() -> bool:
+    return True
+
+
+@pytest.mark.parametrize("task", ["short", "generation"])
+def test_the_explorer_forecasts_a_station_in_its_group(service: ForecastService, ask: Callable[..., Query], task: str) -> None:
+    """Its forecast is the request's for the stations of the store by their names, whatever rows and columns the map puts the group in."""
+    issue = np.datetime64(CITY.start, "m") + (24 if task == "generation" else 40) * np.timedelta64(30, "m")
+    asked = {"station": CITY.sites[4], "issue": str(issue), "task": task, "draws": 2, "steps": 2, "seed": 5}
+    answer = TestClient(build_api(service, _ready)).post("/v1/cities/hamlet/forecast", json=asked)
+    assert answer.status_code == 200, answer.text
+    if task == "generation":
+        hidden = CITY.traffic.copy()
+        hidden[..., 4] = np.nan
+        body = body_of(replace(CITY, traffic=hidden), 24, cities=True, task=task, draws=2, steps=2, seed=5)
+        query = read_json(json_bytes(body), service.limits, service.models)
+    else:
+        query = ask(cities=True)
+    table = run(service, query)
+    mine = table.filter(pc.equal(table.column("unique_id"), CITY.sites[4]))
+    assert answer.json()["forecast"]["mean"] == mine.column("mean").to_pylist() and len(mine) == (16 if task == "generation" else 4)
 
 
 def test_stations_of_a_store_s_tile_keep_it_whoever_else_is_asked_for(service: ForecastService, ask: Callable[..., Query]) -> None:
@@ -198,10 +225,24 @@ def test_a_store_without_environment_leaves_all_unknown(service: ForecastService
     assert bool(chunk.batch.context["env"].isnan().all())
 
 
-def test_an_application_groups_as_its_store_does(service: ForecastService, store: Store) -> None:
+def test_an_application_groups_as_its_store_does(service: ForecastService, store: Store, tmp_path: Path) -> None:
     checkpoints = {"graph": service.models["graph"].folder}
     with pytest.raises(ValueError, match=r"group_stations: False, expected True as .*store was prepared"):
         app(ServeArgs(checkpoints=checkpoints, store=str(store.location), tile=TILE))
     with pytest.raises(ValueError, match=r"tile: \(4, 4\), expected \(2, 2\) as .*store was prepared"):
         app(ServeArgs(checkpoints=checkpoints, store=str(store.location), group_stations=True))
     assert app(ServeArgs(checkpoints=checkpoints, store=str(store.location), group_stations=True, tile=TILE)) is not None
+    tiles = {"tiles": small_model(tmp_path, "tiles").folder}
+    with pytest.raises(ValueError, match="group_stations: True with 'tiles', a uomo model, expected False: it takes tiles of a grid"):
+        app(ServeArgs(checkpoints=tiles, store=str(store.location), group_stations=True, tile=TILE))
+    args = args_of(ServeConfig(checkpoints=(f"graph={checkpoints['graph']}",), store=str(store.location)))
+    assert args == ServeArgs(checkpoints=checkpoints, store=str(store.location), group_stations=True, tile=TILE)
+
+
+def test_an_application_s_tiles_are_its_store_s(service: ForecastService, tmp_path: Path) -> None:
+    store = prepared(tmp_path, [replace(CITY, xy=None)], layout=replace(GROUPED, tile=(1, 1), group_stations=False))
+    checkpoints = {"scenes": service.models["scenes"].folder}
+    with pytest.raises(ValueError, match=r"tile: \(4, 4\), expected \(1, 1\) as .*was prepared"):
+        app(ServeArgs(checkpoints=checkpoints, store=str(store.location)))
+    assert args_of(ServeConfig(checkpoints=(f"scenes={checkpoints['scenes']}",), store=str(store.location))).tile == (1, 1)
+    assert args_of(ServeConfig(checkpoints=("any=where",))).tile == (4, 4)

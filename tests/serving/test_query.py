@@ -32,7 +32,7 @@ from tests.serving.local_stages import (
 )
 
 
-def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "poi")) -> ServedModel:
+def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "poi"), moving: bool = False) -> ServedModel:
     """What a server knows of a model; nothing here needs its weights."""
     return ServedModel(
         name=name,
@@ -43,6 +43,7 @@ def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "
         services=services,
         poi_categories=("bank", "park"),
         env_features=0,
+        moving=moving,
         contexts=contexts,
         sampler=Sampler(steps=3),
         noise_levels=4,
@@ -50,7 +51,12 @@ def served(name: str, services: int = 1, contexts: tuple[str, ...] = ("users", "
     )
 
 
-MODELS = {"tiny": served("tiny"), "pair": served("pair", 2), "told": served("told", contexts=("users", "expected_users"))}
+MODELS = {
+    "tiny": served("tiny"),
+    "pair": served("pair", 2),
+    "told": served("told", contexts=("users", "expected_users")),
+    "moves": served("moves", contexts=("env",), moving=True),
+}
 LIMITS = Limits(
     stations=8, history=64, horizon=32, draws=9, quantiles=4, steps=5, answer_values=500, traffic=1e6, missing=0.9, timeout_s=60
 )
@@ -58,6 +64,9 @@ CITY = station_city(steps=12)
 FULL = body_of(CITY, horizon=4, draws=3, steps=2, seed=7, quantiles=[0.25, 0.75], keep_draws=True, timeout_s=9.5)
 #: With a forecast of the users of the four slots that are asked for.
 EXPECTED = small_body(model="told", expected_users=[[5.0, None, 0.0, 7.5], [None] * 4])
+#: With where users are: in the twelve slots of history, and in those and the four that are asked for.
+BEFORE = small_body(model="moves", places=[["p 1", None, "p 0", *["p 1"] * 9], [None] * 12])
+MOVES = small_body(model="moves", places=[[*["p 1"] * 12, "p 2", None, "p 0", "p 0"], ["p 2"] * 16])
 Read = Callable[[bytes, Limits, dict[str, ServedModel]], Query]
 READERS = {"json": read_json, "arrow": read_arrow}
 BYTES = {"json": json_bytes, "arrow": arrow_bytes}
@@ -78,6 +87,9 @@ def same(one: Query, other: Query) -> None:
         assert (mine is None) == (theirs is None)
         if mine is not None and theirs is not None:
             assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
+    assert (one.places is None) == (other.places is None)
+    if one.places is not None and other.places is not None:
+        assert one.places.names == other.places.names and np.array_equal(one.places.place, other.places.place)
     assert (one.xy is None) == (other.xy is None) and np.array_equal(one.xy, other.xy)  # type: ignore[arg-type]
     assert set(one.poi) == set(other.poi) and all(np.array_equal(one.poi[name], other.poi[name]) for name in one.poi)
 
@@ -90,10 +102,13 @@ def same(one: Query, other: Query) -> None:
         body_of(station_city(steps=12, services=("video", "chat")), horizon=3, model="pair", draws=3),
         small_body(),
         EXPECTED,
+        BEFORE,
+        MOVES,
+        small_body(hop=3),
         {name: value for name, value in small_body(task="generation", horizon=None).items() if name != "traffic"},
         small_body(stations={"id": ["a", "b"], "x": [1.5, -2e6], "y": [0.0, 7.25]}),
     ],
-    ids=["stations", "grid", "services", "small", "users expected", "nothing known", "places"],
+    ids=["stations", "grid", "services", "small", "users expected", "places before", "places", "hop", "nothing known", "metres"],
 )
 def test_json_and_arrow_say_the_same(body: dict[str, Any]) -> None:
     ours = read_json(json_bytes(body), LIMITS, MODELS)
@@ -115,6 +130,23 @@ def test_a_query_holds_what_was_sent() -> None:
     assert query.cell is None and query.start_minute * 60 == int(np.datetime64(CITY.start, "s").astype(np.int64))
     gridded = read_json(json_bytes(body_of(grid_city(steps=12, grid=(2, 3)), horizon=1, draws=3)), LIMITS, MODELS)
     assert gridded.cell is not None and gridded.cell.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_places_are_names_and_numbers_of_them() -> None:
+    for body in (BEFORE, MOVES):
+        places = read_json(json_bytes(body), LIMITS, MODELS).places
+        assert places is not None and places.place.shape == (len(body["places"][0]), 2) and len(set(places.names)) == len(places.names)
+        assert [[None if at < 0 else places.names[at] for at in user] for user in places.place.T.tolist()] == body["places"]
+
+
+def test_a_hop_is_at_most_what_is_forecast_and_leaves_some_of_the_window() -> None:
+    for horizon, most in ((4, 4), (15, 15), (16, 15), (32, 15)):
+        for reader in READERS:
+            assert READERS[reader](BYTES[reader](small_body(horizon=horizon, hop=most)), LIMITS, MODELS).ask.hop == most
+            refused = refusal(READERS[reader], BYTES[reader](small_body(horizon=horizon, hop=most + 1)))
+            assert refused.problems[0]["loc"] == ["body", "hop"]
+            told = f"{most + 1}, expected 1 to {most}: at most the horizon, and less than the model's window of 16 slots"
+            assert refused.problems[0]["msg"] == told
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float16(), pa.int32(), pa.uint64(), pa.decimal128(12, 3)], ids=str)
@@ -213,6 +245,17 @@ WRONG: dict[str, tuple[dict[str, Any], str, int]] = {
     "negative users expected": ({"model": "told", "expected_users": [[1.0] * 4, [1, 2, -3, 4]]}, "body.expected_users.1.2", 422),
     "infinitely many users": ({"model": "told", "expected_users": [[1.0] * 4, [1, float("inf"), 3, 4]]}, "body.expected_users.1.1", 422),
     "implausibly many users": ({"model": "told", "expected_users": [[1e7, 1, 1, 1], [1.0] * 4]}, "body.expected_users.0.0", 422),
+    "places that no one asked the model of": ({"places": [["a"] * 12] * 2}, "body.places", 422),
+    "places of fewer slots": ({"model": "moves", "places": [["a"] * 11] * 2}, "body.places", 422),
+    "places of some slots that are forecast": ({"model": "moves", "places": [["a"] * 15] * 2}, "body.places", 422),
+    "places of slots beyond generation": (
+        {"model": "moves", "task": "generation", "horizon": None, "places": [["a"] * 16] * 2},
+        "body.places",
+        422,
+    ),
+    "no hop": ({"hop": 0}, "body.hop", 422),
+    "a hop in generation": ({"task": "generation", "horizon": None, "hop": 1}, "body.hop", 422),
+    "a hop beyond a task": ({"task": "short", "horizon": None, "hop": 5}, "body.hop", 422),
     "an unknown station": ({"traffic": [[1.0, 2.0], [None, None]]}, "body.traffic.1", 422),
     "almost all null": ({"traffic": [[1.0, *[None] * 30]] * 2}, "body.traffic", 422),
     "nothing to generate": ({"task": "generation", "horizon": None, "traffic": [[1.0], [2.0]]}, "body.traffic", 422),
@@ -248,6 +291,10 @@ WRONG_JSON: dict[str, tuple[dict[str, Any], str, int]] = {
     "a shorter list": ({"traffic": [[1.0, 2.0], [1.0]]}, "body.traffic.1", 422),
     "a shorter list of a service": ({"model": "pair", "traffic": {"x": [[1.0], []], "y": [[1.0], [2.0]]}}, "body.traffic.x.1", 422),
     "a list a station of expected users": ({"model": "told", "expected_users": [[1.0] * 4]}, "body.expected_users", 422),
+    "a list a user": ({"model": "moves", "places": [["a"] * 12]}, "body.places", 422),
+    "a shorter list of places": ({"model": "moves", "places": [["a"] * 12, ["a"]]}, "body.places.1", 422),
+    "a number for a place": ({"model": "moves", "places": [["a"] * 12, [*["a"] * 11, 1]]}, "body.places.1.11", 422),
+    "too many places": ({"model": "moves", "places": [[None] * 97] * 2}, "body.places", 413),
     "a text for a number": ({"traffic": [[1.0], ["x"]]}, "body.traffic.1.0", 422),
     "a text for a number of a service": ({"traffic": {"a": [[1.0], ["x"]]}}, "body.traffic", 422),
     "no slots": ({"traffic": [[], []]}, "body.traffic", 422),
@@ -339,6 +386,14 @@ WRONG_COLUMNS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "traffic of numbers": (lambda: column("traffic", pa.array([1.0, 2.0])), "body.columns.traffic"),
     "traffic as list views": (lambda: column("traffic", pa.array([[1.0], [2.0]], pa.list_view(pa.float64()))), "body.columns.traffic"),
     "expected users of texts": (lambda: column("expected_users", lists([["1"], ["2"]], pa.string())), "body.columns.expected_users"),
+    "places as numbers": (lambda: column("places", lists([[1], [2]], pa.int8())), "body.columns.places"),
+    "places of dictionaries": (
+        lambda: column("places", lists([["1"], ["2"]], pa.dictionary(pa.int8(), pa.string()))),
+        "body.columns.places",
+    ),
+    "places as views": (lambda: column("places", lists([["1"], ["2"]], pa.string_view())), "body.columns.places"),
+    "a place a user": (lambda: column("places", pa.array(["a", "b"])), "body.columns.places"),
+    "places of null lists": (lambda: column("places", lists([["a"], None], pa.string())), "body.columns.places"),
     "null lists": (lambda: column("traffic", lists([[1.0], None], pa.float64())), "body.columns.traffic"),
     "shorter lists": (lambda: column("traffic", lists([[1.0, 2.0], [1.0]], pa.float64())), "body.columns.traffic"),
     "empty lists": (lambda: column("traffic", lists([[], []], pa.float64())), "body.columns.traffic"),
@@ -371,7 +426,19 @@ def test_long_lists_are_refused_before_they_are_read() -> None:
     assert refused.status == 413 and "134217728 slots" in str(refused)
     users = column("expected_users", pa.FixedSizeListArray.from_arrays(pa.nulls(2 * 2**27), 2**27))
     assert refusal(read_arrow, stream_bytes(users)).status == 413
+    places = column("places", pa.FixedSizeListArray.from_arrays(pa.nulls(2 * 2**27), 2**27))
+    assert refusal(read_arrow, stream_bytes(places)).status == 413
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.large_string()), pa.large_list(pa.string()), pa.list_(pa.string(), 12)], ids=str)
+def test_places_come_in_lists_of_any_kind(kind: pa.DataType) -> None:
+    table = arrow_table(BEFORE)
+    table = table.set_column(table.column_names.index("places"), "places", pa.array(BEFORE["places"], kind))
+    same(read_arrow(stream_bytes(table), LIMITS, MODELS), read_json(json_bytes(BEFORE), LIMITS, MODELS))
+    nowhere = table.set_column(table.column_names.index("places"), "places", pa.FixedSizeListArray.from_arrays(pa.nulls(24), 12))
+    places = read_arrow(stream_bytes(nowhere), LIMITS, MODELS).places
+    assert places is not None and places.names == () and places.place.shape == (12, 2) and (places.place == -1).all()
 
 
 def test_services_of_nulls_are_counted_before_they_are_read() -> None:
@@ -531,7 +598,7 @@ containers = st.sampled_from(
     [pa.list_, pa.large_list, pa.list_view, lambda kind: pa.list_(kind, 2), lambda kind: pa.list_(pa.list_(kind)), lambda kind: kind]
 )
 column_names = st.sampled_from(
-    ["id", "row", "column", "users", "expected_users", "traffic", "traffic.x", "traffic.y", "poi.bank", "poi.zoo", "zoo"]
+    ["id", "row", "column", "users", "expected_users", "places", "traffic", "traffic.x", "traffic.y", "poi.bank", "poi.zoo", "zoo"]
 )
 
 

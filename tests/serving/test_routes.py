@@ -335,6 +335,8 @@ def test_kserve_infers_the_forecast(service: ForecastService, flat: bool) -> Non
         ({"parameters": {**PARAMETERS, "horizon": None}}, "body.parameters.horizon"),
         ({"parameters": {**PARAMETERS, "horizon": 9999}}, "body.parameters.horizon"),
         ({"parameters": {**PARAMETERS, "horizon": "x"}}, "body.parameters.horizon"),
+        ({"parameters": {**PARAMETERS, "hop": 9}}, "body.parameters.hop"),
+        ({"parameters": {**PARAMETERS, "places": [["a"]]}}, "body.parameters.places"),
         ({"parameters": {**PARAMETERS, "quantiles": [0.5, "x"]}}, "body.parameters.quantiles.1"),
         ({"parameters": {**PARAMETERS, "city": "atlantis"}}, "body.parameters.city"),
         ({"outputs": 1}, "body.outputs"),
@@ -389,7 +391,9 @@ def test_the_document_describes_what_there_is(service: ForecastService) -> None:
     assert found > 4
     body = document["paths"]["/v1/forecast"]["post"]["requestBody"]["content"]
     fields = body["application/json"]["schema"]["properties"]
-    assert set(body) == {"application/json", ARROW} and {"start", "traffic", "stations", "users", "expected_users"} <= set(fields)
+    assert set(body) == {"application/json", ARROW} and {"start", "traffic", "stations", "users", "expected_users", "places", "hop"} <= set(
+        fields
+    )
     assert {"401", "408", "413", "415", "422", "500", "503"} <= set(document["paths"]["/v1/forecast"]["post"]["responses"])
 
 

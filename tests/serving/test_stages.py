@@ -198,12 +198,17 @@ def test_only_one_kind_shares_calls(forecaster: Forecaster) -> None:
     context = {name: value for name, value in one.batch.context.items() if name != "users"}
     guided = replace(one, condition=replace(one.condition, free=one.condition))
     short = seasonal_batch(1, t=8, poi=len(POI))
+    env = torch.zeros(1, WINDOW, 16, 4)  # of a station, and of a user who moves
     others = [
         replace(one, key="other"),
         replace(one, sampler=replace(SAMPLER, steps=2)),
         replace(one, batch=replace(one.batch, space=space)),
         replace(one, batch=replace(one.batch, context=context)),
         replace(one, batch=short),
+        replace(one, batch=replace(one.batch, context={**one.batch.context, "env": env[:, :1]})),
+        replace(one, batch=replace(one.batch, context={**one.batch.context, "env": env})),
+        replace(one, condition=replace(one.condition, vector=env[:, :1])),
+        replace(one, condition=replace(one.condition, vector=env)),
         guided,
     ]
     kinds = [one.kind(), *(other.kind() for other in others)]

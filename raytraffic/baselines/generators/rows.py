@@ -39,7 +39,8 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """How a generator is trained: Adam's `steps` of `rows` station-windows each, fewer where `minutes` of CPU time are over; `hidden` channels."""
+    """How a generator is trained: Adam's `steps` of `rows` station-windows each, fewer where the CPU time of `minutes` is over; `hidden`
+    channels."""
 
     steps: int = 1000
     rows: int = 64
