@@ -312,7 +312,7 @@ def picture(place: Place, model: Forecaster, how: Settings) -> bytes:
         usual = np.concatenate((np.full(per_day, np.nan), truth[:-per_day])) if len(truth) > per_day else np.full(len(truth), np.nan)
         examples.append(
             StationForecast(
-                title=f"{place.name}, station {station + 1} of group {i + 1}",
+                title=f"{place.name}, station {station + 1} of group {i % len(place.groups()) + 1}",
                 start=place.start + timedelta(minutes=int(starts[i]) * place.step_minutes),
                 step_minutes=place.step_minutes,
                 truth=truth,
