@@ -19,6 +19,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measure import write_figures
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raytraffic.augment import jitter_levels
@@ -241,17 +243,23 @@ def milan_block(data: Path) -> TrafficBatch:
     """The block's hours of November 2013 as one window, with the counts of each square's surroundings as POI."""
     arrays = np.load(data / "internet_10min_5x5_nov2013.npz")
     grid = np.load(data / "milan_grid_features_100x100.npz")["features"]
-    hourly = torch.from_numpy(arrays["traffic"].reshape(720, 6, 25).sum(axis=1)).float()[None, None]
+    hourly = arrays["traffic"].reshape(720, 6, 25).sum(axis=1)
     row, column = np.divmod(arrays["square_id"].ravel() - 1, 100)
-    slot = torch.arange(720) + 4 * 24  # 1 November 2013 was a Friday
+    return hourly_window(hourly, datetime(2013, 11, 1), np.stack((column, row), axis=-1) * 235.0, grid[row, column].T)
+
+
+def hourly_window(traffic: NDArray[np.floating], start: datetime, xy: NDArray[np.floating], poi: NDArray[np.floating]) -> TrafficBatch:
+    """One long window of hourly traffic (t, s) from a whole hour on, of stations at xy (s, 2) metres with POI counts (k, s)."""
+    values = torch.from_numpy(traffic).float()[None, None]
+    hour = torch.arange(len(traffic)) + start.weekday() * 24 + start.hour
     return TrafficBatch(
-        traffic=hourly,
-        known=torch.isfinite(hourly),
-        clock=torch.stack((slot % 24, slot // 24 % 7), dim=-1)[None],
+        traffic=values,
+        known=torch.isfinite(values),
+        clock=torch.stack((hour % 24, hour // 24 % 7), dim=-1)[None],
         step_minutes=torch.tensor([60]),
         key=torch.tensor([0]),
-        space=Space(xy=torch.from_numpy(np.stack((column, row), axis=-1) * 235.0).float()[None]),
-        context={"poi": torch.from_numpy(grid[row, column].T.astype(np.float32))[None]},
+        space=Space(xy=torch.from_numpy(xy).float()[None]),
+        context={"poi": torch.from_numpy(poi).float()[None]},
     )
 
 

@@ -40,7 +40,7 @@ import tyro
 from generation_city import GROUP, WEEK
 from measure import write_figures
 from numpy.typing import NDArray
-from stouter import Settings, train_network, weeks_of, with_graphs, with_reference
+from stouter import Settings, hourly_window, train_network, weeks_of, with_graphs, with_reference
 from torch import Tensor
 
 from raytraffic.baselines.generators import Fitting, Generator, fit_diffwave, fit_tcn_gan, fit_vae
@@ -52,7 +52,7 @@ from raytraffic.sources.gridding import LocalPlane, count_within
 from raytraffic.sources.sheet import Columns, Sheet
 from raytraffic.sources.telecom_italia import AGGREGATES, SERVICES, TelecomItaliaRecords
 from raytraffic.sources.telecom_squares import AreaName
-from raytraffic.types import Space, TrafficBatch
+from raytraffic.types import TrafficBatch
 
 Type = Literal["internet", "call", "sms", "call_in", "call_out", "sms_in", "sms_out"]
 _TYPES: tuple[Type, ...] = ("internet", "call", "sms", "call_in", "call_out", "sms_in", "sms_out")
@@ -109,17 +109,7 @@ class AreaHours:
         active = np.nan_to_num(hours).any(axis=0)
         if not active.any():
             raise ValueError(f"{kind}: no activity of any station, expected some")
-        traffic = torch.from_numpy(hours[:, active])[None, None]
-        hour = torch.arange(len(hours)) + self.start.weekday() * 24 + self.start.hour
-        return TrafficBatch(
-            traffic=traffic,
-            known=torch.isfinite(traffic),
-            clock=torch.stack((hour % 24, hour // 24 % 7), dim=-1)[None],
-            step_minutes=torch.tensor([60]),
-            key=torch.tensor([0]),
-            space=Space(xy=torch.from_numpy(self.xy[active]).float()[None]),
-            context={"poi": torch.from_numpy(self.poi[:, active])[None]},
-        )
+        return hourly_window(hours[:, active], self.start, self.xy[active], self.poi[:, active])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +164,10 @@ def _points_near(poi: Path, stations: Path, sites: Sequence[str]) -> tuple[NDArr
         for path, role, required in ((poi, "poi", ("lat", "lon", "category")), (stations, "stations", ("unique_id", "lat", "lon")))
     )
     row = places.texts("unique_id").get_indexer(pd.Index(sites))
-    latitude, longitude = places.degrees("lat", 90)[row], places.degrees("lon", 180)[row]
+    latitude, longitude = (degrees[row] for degrees in places.coordinates())
     plane = LocalPlane.around(latitude, longitude)
     codes, categories = pd.factorize(points.texts("category"), sort=True)
-    xy = plane.project(points.degrees("lat", 90), points.degrees("lon", 180))
+    xy = plane.project(*points.coordinates())
     counts = count_within(xy, codes.astype(np.int64), len(categories), plane.project(latitude, longitude), _RADIUS_METRES)
     if not counts.any():
         raise ValueError(f"{poi}: no point lies within {_RADIUS_METRES:g} m of a station, expected points of both areas")

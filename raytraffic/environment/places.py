@@ -207,7 +207,7 @@ def _users(source: str) -> ServiceCity:
 def _rows_of(sheet: Sheet) -> Iterator[Place]:
     """Every row of a table; the first that is wrong is a ValueError."""
     names = [sheet.texts(column) for column in ("city", "unique_id")]
-    latitude, longitude = sheet.degrees("lat", MAX_LATITUDE), sheet.degrees("lon", 180)
+    latitude, longitude = sheet.coordinates(northmost=MAX_LATITUDE)
     names_of = {prefix: [str(name) for name in sheet.frame if str(name).startswith(prefix)] for prefix in (_POI, _LAND)}
     counts = {column.removeprefix(_POI): _counts(sheet, column) for column in names_of[_POI]}
     land = {column.removeprefix(_LAND): _shares(sheet, column) for column in names_of[_LAND]}

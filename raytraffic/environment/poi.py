@@ -160,7 +160,7 @@ def read_points(table: Table, categories: CategoryMap, columns: Columns | None =
         code = categories.codes(list(distinct))[raw]
     except ValueError as error:
         raise ValueError(f"{sheet.label}: column {names.category!r}: {error}") from error
-    latitude, longitude = sheet.degrees(names.lat, 90), sheet.degrees(names.lon, 180)
+    latitude, longitude = sheet.coordinates(names.lat, names.lon)
     kept = code >= 0
     return Points(longitude=longitude[kept], latitude=latitude[kept], category=code[kept], categories=categories.categories)
 

@@ -284,7 +284,7 @@ def _read_degrees(path: str | Path, names: Sequence[str], refused: Refused) -> A
     assert sheet.station is not None
     ids = sheet.ids[sheet.station]
     sheet.refuse(ids.duplicated(), lambda row: f"more than one row for station {ids[row]!r}, expected one")
-    degrees = np.stack((sheet.degrees("lat", 90), sheet.degrees("lon", 180)), axis=1)
+    degrees = np.stack(sheet.coordinates(), axis=1)
     row = {name: number for number, name in enumerate(ids)}
     absent = sorted(set(names) - set(row))
     if absent:

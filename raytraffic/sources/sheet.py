@@ -87,7 +87,13 @@ class Sheet:
         self.refuse(bad, lambda row: f"{_at(row, column)}: {cells.iloc[row]!r}, expected a finite number")
         return values
 
-    def degrees(self, column: str, limit: float) -> NDArray[np.float64]:
+    def coordinates(
+        self, latitude: str = "lat", longitude: str = "lon", northmost: float = 90
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Latitude and longitude (n,) of the rows, in degrees; what is none, or empty, or farther from the equator is refused."""
+        return self._degrees(latitude, northmost), self._degrees(longitude, 180)
+
+    def _degrees(self, column: str, limit: float) -> NDArray[np.float64]:
         """(n,) a column of degrees; what lies outside of [-limit, limit] or is empty is refused."""
         values = self.numbers(column)
         bad = ~(np.abs(values) <= limit)

@@ -173,7 +173,7 @@ class _Reading:
         assert sheet.station is not None
         ids = sheet.ids[sheet.station]
         sheet.refuse(ids.duplicated(), lambda row: f"more than one row for station {ids[row]!r}, expected one")
-        latitude, longitude = sheet.degrees(names.lat, 90), sheet.degrees(names.lon, 180)
+        latitude, longitude = sheet.coordinates(names.lat, names.lon)
         kept = ~ids.isin(list(self.refused.reasons))
         return _Places(sheet.label, ids[kept], latitude[kept], longitude[kept])
 
@@ -272,7 +272,7 @@ class _Reading:
         names, radius = self.table.columns, self.table.poi_radius_metres
         sheet = Sheet(table, "poi", (names.lat, names.lon, names.category), names, self.refused)
         codes, categories = pd.factorize(sheet.texts(names.category), sort=True)
-        points = plane.project(sheet.degrees(names.lat, 90), sheet.degrees(names.lon, 180))
+        points = plane.project(*sheet.coordinates(names.lat, names.lon))
         if grid is None:
             counts = count_within(points, codes.astype(np.int64), len(categories), xy, radius)
         else:

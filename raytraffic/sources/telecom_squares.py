@@ -78,11 +78,11 @@ def assign(squares: NDArray[np.int64], cells: str | Path, stations: str | Path) 
     if absent:
         raise ValueError(f"{cells}: no place of the squares {absent[:5]}, expected one of every square with records")
     sheet = Sheet(str(stations), "stations", ("unique_id", "lat", "lon"), Columns(), Refused(skip=False))
-    ids, latitude, longitude = sheet.texts("unique_id"), sheet.degrees("lat", 90), sheet.degrees("lon", 180)
+    ids, places = sheet.texts("unique_id"), Points(*sheet.coordinates())
     if ids.has_duplicates:
         raise ValueError(f"{stations}: unique_id {ids[ids.duplicated()][0]!r} is there twice, expected every station once")
     chosen = centres.loc[squares]
-    return nearest(Points(chosen["lat"].to_numpy(), chosen["lon"].to_numpy()), ids, Points(latitude, longitude))
+    return nearest(Points(chosen["lat"].to_numpy(), chosen["lon"].to_numpy()), ids, places)
 
 
 def nearest(squares: Points, ids: Sequence[str], stations: Points) -> Assignment:
@@ -105,7 +105,8 @@ def read_centres(path: str | Path) -> pd.DataFrame:
     else:
         sheet = Sheet(str(path), "cells", ("square_id", "lat", "lon"), Columns(), Refused(skip=False))
         square = sheet.numbers("square_id")
-        rows = pd.DataFrame({"square_id": square, "lat": sheet.degrees("lat", 90), "lon": sheet.degrees("lon", 180)})
+        latitude, longitude = sheet.coordinates()
+        rows = pd.DataFrame({"square_id": square, "lat": latitude, "lon": longitude})
     if rows["square_id"].duplicated().any():
         twice = int(rows["square_id"][rows["square_id"].duplicated()].iloc[0])
         raise ValueError(f"{path}: square {twice} is there twice, expected every square once")
